@@ -1,0 +1,164 @@
+"""Data as batches: tensors in memory are sliced, everything else goes through a DataLoader."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+__all__ = ["Batch", "Source", "as_batch", "source"]
+
+Batch = tuple[Tensor, ...]
+Transform = Callable[[Tensor], Tensor]
+
+
+def as_batch(x: Any) -> Batch:
+    """Return a tensor, or a tuple or list of tensors with equally many rows, as a tuple.
+
+    Raises:
+        TypeError: something in it is not a tensor.
+        ValueError: it has no rows, or the tensors differ in their number of rows.
+
+    Example:
+        >>> [t.shape for t in as_batch((torch.zeros(3, 2), torch.zeros(3)))]
+        [torch.Size([3, 2]), torch.Size([3])]
+    """
+    batch = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    for i, part in enumerate(batch):
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"data: part {i} is a {type(part).__module__}.{type(part).__name__}; "
+                "pass a tensor (torch.as_tensor) or a tuple of tensors"
+            )
+    rows = [len(part) if part.dim() else None for part in batch]
+    if not rows or None in rows:
+        raise ValueError("data: expected tensors whose first axis runs over data, found a scalar or nothing")
+    if len(set(rows)) > 1:
+        raise ValueError(f"data: the tensors of a batch differ in their number of rows: {rows}")
+    if rows[0] == 0:
+        raise ValueError("data: empty (no rows); check the split or the filter that made it")
+    return batch
+
+
+class Source:
+    """Batches of a data set, in random or in given order.
+
+    Iterating gives batches in the given order; `shuffled` gives one epoch in random order.
+    The last, shorter batch is always part of it.
+
+    Attributes:
+        rows: number of data, or None where it is not known.
+    """
+
+    rows: int | None = None
+
+    def __init__(self, batch_size: int, transform: Transform | None = None):
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number of at least 1, found {batch_size!r}")
+        self.batch_size = batch_size
+        self.transform = transform
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch in an order drawn from the generator, transformed."""
+        raise NotImplementedError
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, or None where it is not known."""
+        return None if self.rows is None else -(-self.rows // self.batch_size)
+
+    def first(self) -> Batch:
+        """Return the first batch, transformed: what training will see."""
+        return self._transformed(next(iter(self)))
+
+    def _transformed(self, batch: Batch) -> Batch:
+        return batch if self.transform is None else (self.transform(batch[0]), *batch[1:])
+
+
+class InMemory(Source):
+    """Tensors, sliced together. No copies are made but the slices."""
+
+    def __init__(self, tensors: Batch, batch_size: int, transform: Transform | None = None):
+        super().__init__(batch_size, transform)
+        self.tensors = tensors
+        self.rows = len(tensors[0])
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self.rows, self.batch_size):
+            yield tuple(t[start : start + self.batch_size] for t in self.tensors)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch in an order drawn from the generator, transformed."""
+        order = torch.randperm(self.rows, generator=generator).to(self.tensors[0].device)
+        for rows in order.split(self.batch_size):
+            yield self._transformed(tuple(t[rows] for t in self.tensors))
+
+
+class Streamed(Source):
+    """A map-style data set read through two loaders, in order and shuffled."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, transform: Transform | None = None):
+        super().__init__(batch_size, transform)
+        self.dataset = dataset
+        self.rows = len(dataset)
+        if not self.rows:
+            raise ValueError("data: the Dataset is empty")
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(as_batch, DataLoader(self.dataset, self.batch_size))
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch in an order drawn from the generator, transformed."""
+        loader = DataLoader(self.dataset, self.batch_size, shuffle=True, generator=generator)
+        return map(self._transformed, map(as_batch, loader))
+
+
+class Loaded(Source):
+    """A DataLoader of the caller's: its batch size, its order, its workers."""
+
+    def __init__(self, loader: DataLoader, transform: Transform | None = None):
+        super().__init__(loader.batch_size or 1, transform)
+        self.loader = loader
+        self.rows = None if loader.drop_last else _length(loader.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(as_batch, self.loader)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch in the loader's own order, transformed."""
+        return map(self._transformed, self)
+
+
+def source(data: Any, batch_size: int, transform: Transform | None = None) -> Source:
+    """Return the `Source` for tensors, a Dataset or a DataLoader.
+
+    Args:
+        data: a tensor, a tuple of tensors, a map-style ``Dataset`` or a ``DataLoader`` (whose own
+            batch size then counts).
+        batch_size: data per batch.
+        transform: applied to the first tensor of every training batch, such as
+            ``torch.bernoulli`` to binarise anew each time.
+
+    Raises:
+        TypeError: data is none of these.
+        ValueError: data is empty or ``batch_size`` below 1.
+
+    Example:
+        >>> [len(x) for x, in source(torch.zeros(5, 2), batch_size=2)]
+        [2, 2, 1]
+    """
+    if isinstance(data, DataLoader):
+        return Loaded(data, transform)
+    if isinstance(data, IterableDataset):
+        raise TypeError("data: an IterableDataset has no epoch of its own; wrap it in a DataLoader")
+    if isinstance(data, Dataset):
+        return Streamed(data, batch_size, transform)
+    return InMemory(as_batch(data), batch_size, transform)
+
+
+def _length(dataset: Dataset) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -1,0 +1,155 @@
+"""`check`: hold a model, its guide and one batch to the contract before anything is trained on them."""
+
+import inspect
+from collections.abc import Iterator
+from traceback import walk_tb
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.contract import ContractError
+from ppl_vae.objectives import elbo
+from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
+from ppl_vae.weighing import paired_traces, weigh
+
+__all__ = ["check"]
+
+
+def check(model: Program, guide: Program, x: Any) -> None:
+    """Hold a pair of programs to the contract, on one batch; return if it holds.
+
+    Runs both programs a few times with Pyro's validation on, without particles and with two.
+    Nothing is changed: parameters, gradients, buffers, random state.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        x: a batch: a tensor or a tuple of tensors.
+
+    Raises:
+        ContractError: what does not hold, naming the site or argument, what was found and the
+            repair.
+        TypeError: x is not made of tensors.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> pv.check(VAE(), Normal(z_dim=10), torch.ones(4, 784))
+        Traceback (most recent call last):
+        ...
+        ppl_vae.contract.ContractError: site 'z' has event shape (20,) in the model and (10,) in the guide; ...
+    """
+    batch = as_batch(x)
+    check_values(model, batch)
+    programs = Programs(model, guide)
+    check_dtype(programs, batch)
+    with pyro.validation_enabled(True), undisturbed(programs):
+        # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
+        for rows in sorted({len(batch[0]), max(len(batch[0]) - 1, 1)}):
+            check_structure(model, guide, tuple(part[:rows] for part in batch))
+        check_gradients(model, guide, batch, programs.run_once(model, guide, batch))
+
+
+def check_values(model: Program, batch: Batch) -> None:
+    """Data are finite wherever the argument ``observed`` does not say that they are missing."""
+    present = _argument(model, "observed", batch)
+    for i, part in enumerate(batch):
+        bad = ~part.isfinite()
+        if present is not None and present.shape == part.shape:
+            bad &= present.bool()
+        if bad.any():
+            rows = bad.reshape(len(part), -1).any(1).nonzero().flatten().tolist()
+            raise ContractError(
+                f"data: part {i} of the batch has {int(bad.sum())} NaN or infinite values (first in row {rows[0]}) "
+                "that no mask covers; drop or fill them, or give the model an argument 'observed' that is False there"
+            )
+
+
+def _argument(program: Program, name: str, batch: Batch) -> Tensor | None:
+    """Return the tensor of the batch that goes to the named argument of a program."""
+    function = program.forward if isinstance(program, torch.nn.Module) else program
+    names = list(inspect.signature(function).parameters)
+    return batch[names.index(name)] if name in names and names.index(name) < len(batch) else None
+
+
+def check_dtype(programs: Programs, batch: Batch) -> None:
+    """The data's floating type is the parameters'."""
+    found = {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
+    x = batch[0]
+    if x.is_floating_point() and found and x.dtype not in found:
+        (wanted, *_) = found
+        raise ContractError(f"data: x is {x.dtype} but the parameters are {wanted}; convert one: x.to({wanted})")
+
+
+def check_structure(model: Program, guide: Program, batch: Batch) -> None:
+    """Sites, plates, shapes and supports without particles, then the networks with two."""
+    guide_trace = _explained_trace(guide, "guide", batch)
+    model_trace = _explained_trace(model, "model", batch)
+    contract.check_names(model_trace, guide_trace)
+    contract.check_pair_shapes(model_trace, guide_trace)
+    contract.check_densities(model_trace, guide_trace)
+    contract.check_data_support(model_trace)
+    contract.check_supports(model_trace, guide_trace)
+    check_leading_axes(model, guide, batch)
+
+
+def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
+    """Trace a program alone and hold its sites to the plate, even those before a failure."""
+    rows = len(batch[0])
+    tracer = poutine.trace()
+    try:
+        with own_parameters(), torch.no_grad(), tracer:
+            program(*batch)
+    except Exception as error:
+        for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
+            contract.check_site(name, site, role, rows)
+        error.add_note(f"({role} on a batch of {rows} rows; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
+        raise
+    for name, site in contract.sample_sites(tracer.trace):
+        contract.check_site(name, site, role, rows)
+    return tracer.trace
+
+
+def _failed_site(error: Exception) -> Iterator[tuple[str, contract.Site]]:
+    """Yield the sample site at which Pyro raised, if it was at one (it is then in no trace)."""
+    for frame, _ in walk_tb(error.__traceback__):
+        message = frame.f_locals.get("msg")
+        if isinstance(message, dict) and message.get("type") == "sample" and hasattr(message["fn"], "batch_shape"):
+            yield message["name"], message
+            return
+
+
+def check_leading_axes(model: Program, guide: Program, batch: Batch) -> None:
+    """The networks accept an axis of particles to the left of the batch."""
+    try:
+        with own_parameters(), torch.no_grad():
+            paired_traces(model, guide, batch, particles=2)
+    except Exception as error:
+        raise ContractError(
+            "the programs run on a batch but fail with two particles, where each latent has a leading axis of size 2: "
+            f"{str(error).splitlines()[0]}. Let networks act on the last axes only (those of ppl_vae.nets do), and "
+            "index from the right"
+        ) from error
+
+
+def check_gradients(model: Program, guide: Program, batch: Batch, programs: Programs) -> None:
+    """Every trainable parameter is in the graph of the bound (its gradient may be zero)."""
+    parameters = programs.parameters()
+    if not parameters:
+        return
+    with torch.enable_grad():
+        particles = weigh(model, guide, batch, linear=True)
+        total = sum((p.sum() for p in particles.penalties.values()), start=elbo(particles).sum())
+        inputs = list(parameters.values())
+        found = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None] * len(inputs)
+    unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
+    if unused:
+        raise ContractError(
+            f"parameter {', '.join(unused)}: trainable, but absent from the graph of the bound, so it would never "
+            "train; use it in the model or the guide, or freeze it with requires_grad_(False)"
+        )

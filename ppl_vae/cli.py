@@ -1,0 +1,173 @@
+"""The command line: ``ppl-vae fit``, ``evaluate``, ``sample`` and ``list``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ppl-vae",
+    help="Deep latent-variable models on Pyro: train a model with a guide, report its log-likelihood with errors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+Program = Annotated[str, typer.Option(help="Name from [bold]ppl-vae list[/], or path/to/file.py:Name.")]
+OwnProgram = Annotated[str | None, typer.Option(help="path/to/file.py:Name, if the run used a file of your own.")]
+Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA or ~/.cache/ppl_vae if left out.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
+
+
+@app.command()
+def fit(
+    model: Program = "vae",
+    guide: Program = "normal",
+    data: Annotated[str, typer.Option(help="Data set; see [bold]ppl-vae list[/].")] = "digits",
+    objective: Annotated[str, typer.Option(help="Bound to train on; see [bold]ppl-vae list[/].")] = "elbo",
+    particles: Annotated[int, typer.Option(min=1, help="K: draws of the guide per datum in training.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Data per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Adam's step size.")] = 1e-3,
+    z_dim: Annotated[int, typer.Option(min=1, help="Latent dimensions.")] = 20,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layer of decoder and encoder.")] = 200,
+    likelihood: Annotated[str, typer.Option(help="bernoulli, or gaussian with one learned scale.")] = "bernoulli",
+    binarize: Annotated[
+        str | None,
+        typer.Option(help="threshold, static or dynamic; dynamic for a bernoulli likelihood if left out."),
+    ] = None,
+    eval_particles: Annotated[int, typer.Option(min=1, help="K: draws per datum for the test log-likelihood.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarisation.")] = 0,
+    root: Root = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the run; a free one under runs/ if left out.")
+    ] = None,
+) -> None:
+    """Train a model with a guide, evaluate it on the test data, and leave a run folder."""
+    settings = {k: v for k, v in locals().items() if k not in ("root", "out")}
+    from ppl_vae import jobs, runs
+
+    job = jobs.Job(jobs.Settings(**settings), root)
+    folder = out or free_folder(Path("runs"), f"{Path(model).name.replace(':', '-')}-{data}-{objective}")
+    trained = job.train(folder)
+    evaluation = job.evaluate(eval_particles, seed)
+    runs.write_json(folder / runs.EVALUATION, evaluation.to_dict())
+    job.draw_learning_curve(trained.history, folder)
+    job.draw_reconstructions(folder)
+    job.draw_samples(folder / "samples.png", 64, seed)
+    report(job.title(), trained, evaluation, folder)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    particles: Annotated[int, typer.Option(min=1, help="K: draws of the guide per datum.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    root: Root = None,
+) -> None:
+    """Estimate the test log-likelihood of a finished run by importance sampling."""
+    from ppl_vae import jobs, runs
+
+    evaluation = jobs.Job.from_run(run, root, model, guide).evaluate(particles, seed)
+    path = run / f"evaluation_K{particles}_seed{seed}.json"
+    runs.write_json(path, evaluation.to_dict())
+    console().print(str(evaluation), highlight=False)
+    console().print(f"Written to {path}", highlight=False)
+
+
+@app.command()
+def sample(
+    run: Run,
+    n: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    root: Root = None,
+) -> None:
+    """Draw from the prior of a finished run: a picture, and every site as an .npz file."""
+    import numpy as np
+
+    from ppl_vae import jobs, runs
+
+    path = run / f"samples_n{n}_seed{seed}.png"
+    draws = jobs.Job.from_run(run, root, model, guide).draw_samples(path, n, seed)
+    arrays = {name: value.numpy() for name, value in draws.items()}
+    runs.write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items())
+    console().print(f"Drew {shapes}\nWritten to {path} and {path.with_suffix('.npz')}", highlight=False)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List models, guides, bounds and data sets."""
+    from ppl_vae import data, objectives, zoo
+
+    for kind in zoo.KINDS:
+        listing(kind, {name: zoo.summary(program) for name, program in zoo.discover(kind).items()})
+    listing("objectives", {n: f"{b.facts.formula}  ({b.facts.reference})" for n, b in objectives.every().items()})
+    listing("data sets", {name: data.describe(name) for name in data.names()})
+
+
+def listing(title: str, rows: dict[str, str]) -> None:
+    """Print names and what they are."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console().print(table)
+    console().print()
+
+
+def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
+    """Print the short table at the end of a run."""
+    epochs, seconds = len(trained.history["epoch"]), trained.history["seconds"][-1]
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    table.add_row("training", f"{epochs} epochs in {seconds:.1f} s")
+    kept = trained.best
+    table.add_row("kept", f"epoch {kept['epoch']}, bound {kept['bound']:.2f} nats per datum on the validation data")
+    table.add_row("test ELBO", f"{float(evaluation.elbo.mean()):.2f} nats per datum")
+    table.add_row("test log-likelihood", f"{evaluation.mean:.2f} ± {evaluation.se:.2f} nats per datum")
+    table.add_row(
+        "", f"K = {evaluation.particles:,}, N = {len(evaluation):,}, Monte Carlo error {evaluation.mc_se:.3f}"
+    )
+    table.add_row("not to be trusted", f"{evaluation.untrusted:.1%} of the data (Pareto k-hat above 0.7)")
+    table.add_row("run folder", str(folder))
+    table.add_row("", ", ".join(sorted(path.name for path in folder.iterdir())))
+    console().print(table)
+    console().print(f"\nNext:  ppl-vae evaluate {folder} --particles 5000", highlight=False)
+    console().print(f"       ppl-vae sample {folder}", highlight=False)
+
+
+def console() -> Console:
+    """Return the console for results; progress goes to standard error."""
+    return Console()
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return the first of name, name-2, name-3, ... that does not exist yet."""
+    number, folder = 1, parent / name
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+def main() -> None:
+    """Run the command line; an error that a person can mend is a line, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError, NotImplementedError) as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+        Console(stderr=True).print(f"[bold red]Error[/] {type(error).__name__}: ", end="")
+        print(f"{error}{notes}", file=sys.stderr)
+        sys.exit(1)

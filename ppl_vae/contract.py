@@ -1,0 +1,245 @@
+"""The contract between a model and its guide, as checks on their traces.
+
+Each check raises a `ContractError` that names the site, what was found and the repair. They read
+traces only; `ppl_vae.checking` runs the programs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import Size, Tensor
+
+__all__ = ["DATA_PLATE", "PARTICLE_PLATE", "PENALTY", "ContractError"]
+
+DATA_PLATE = "data"
+PARTICLE_PLATE = "_particles"
+PENALTY = "penalty_"
+
+Site = Mapping[str, Any]
+
+
+class ContractError(ValueError):
+    """A model and a guide, or the data, do not fit; the message says where and what to do."""
+
+
+def sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
+    """Yield the sites that have a density: no subsample indices, no deterministic values."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and isinstance(site["fn"], dist.Distribution) and not _is_bookkeeping(site):
+            yield name, site
+
+
+def _is_bookkeeping(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "_Subsample"
+
+
+def latents(trace: Any) -> dict[str, Site]:
+    """Return the sites whose value was drawn."""
+    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+
+
+def observed(trace: Any) -> dict[str, Site]:
+    """Return the sites whose value was given, penalties and factors included."""
+    return {name: site for name, site in sample_sites(trace) if site["is_observed"]}
+
+
+def is_factor(site: Site) -> bool:
+    """Tell whether a site is a ``pyro.factor``."""
+    return isinstance(site["fn"], dist.Unit)
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Tell whether a guide's site may have no counterpart in the model."""
+    return bool(site["infer"].get("is_auxiliary"))
+
+
+def plate_scale(site: Site) -> float:
+    """Return N / B of the plate "data" around a site."""
+    frame = next(f for f in site["cond_indep_stack"] if f.name == DATA_PLATE)
+    return 1.0 if frame.full_size in (None, frame.size) else frame.full_size / frame.size
+
+
+def check_names(model_trace: Any, guide_trace: Any) -> None:
+    """Every latent has its guide site, and every guide site its latent."""
+    wanted, drawn = latents(model_trace), latents(guide_trace)
+    for name, site in {**wanted, **drawn}.items():
+        if site["infer"].get("enumerate"):
+            raise ContractError(
+                f"site '{name}' is marked for enumeration, which weigh does not sum out yet; remove the mark and "
+                "draw it in the guide, or train with pyro.infer.TraceEnum_ELBO"
+            )
+    for name in wanted:
+        if name not in drawn:
+            raise ContractError(
+                f"site '{name}' is latent in the model, but the guide never samples it (it samples "
+                f"{_names(drawn)}); add pyro.sample('{name}', ...) to the guide, or observe it with obs="
+            )
+    for name, site in drawn.items():
+        if name not in wanted and not is_auxiliary(site):
+            given = name in observed(model_trace)
+            raise ContractError(
+                f"site '{name}' is sampled by the guide, but the model "
+                + ("observes it" if given else f"has no such latent (it has {_names(wanted)})")
+                + "; remove it from the guide, or give both the same name"
+            )
+
+
+def _names(sites: Mapping[str, Site]) -> str:
+    return ", ".join(f"'{name}'" for name in sites) or "none"
+
+
+def check_plates(trace: Any, program: str, rows: int) -> None:
+    """Every site stands in the one batch plate."""
+    for name, site in sample_sites(trace):
+        check_plate(name, site, program, rows)
+
+
+def check_site(name: str, site: Site, program: str, rows: int) -> None:
+    """Hold one site, traced without particles, to its plate and its batch shape."""
+    check_plate(name, site, program, rows)
+    check_batch_shape(name, site, program, rows)
+
+
+def check_plate(name: str, site: Site, program: str, rows: int) -> None:
+    """Hold one site to the batch plate (the particle plate lies left of it)."""
+    frames = [f for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE]
+    where = f"{program}: site '{name}'"
+    if not frames:
+        _raise_unplated(where, site, rows)
+    for frame in frames:
+        if frame.name != DATA_PLATE:
+            kind = "misnamed batch plate" if len(frames) == 1 and frame.size == rows else "second plate"
+            repair = (
+                f"name it 'data': pyro.plate('data', x.shape[0], dim=-1) instead of '{frame.name}'"
+                if kind == "misnamed batch plate"
+                else "the batch plate is the only one; make the rest an event with .to_event"
+            )
+            raise ContractError(f"{where} is inside the plate '{frame.name}' (size {frame.size}), a {kind}; {repair}")
+    (frame,) = frames
+    if frame.dim != -1:
+        raise ContractError(f"{where}: the plate 'data' has dim={frame.dim}; it needs dim=-1")
+    if frame.size != rows:
+        raise ContractError(
+            f"{where}: the plate 'data' has size {frame.size}, but the batch has {rows} rows; "
+            "write pyro.plate('data', x.shape[0], dim=-1)"
+        )
+
+
+def _raise_unplated(where: str, site: Site, rows: int) -> None:
+    shape = site["fn"].batch_shape + site["fn"].event_shape
+    if site["is_observed"] or rows in shape[:1]:
+        raise ContractError(
+            f"{where} has one value per datum (shape {tuple(shape)}) but stands outside the plate 'data'; put it "
+            "inside: with pyro.plate('data', x.shape[0], dim=-1)"
+        )
+    raise ContractError(
+        f"{where} is a global latent (outside the plate 'data'); importance weights are per datum and cannot hold "
+        "one. Move it into the plate, or make it a parameter"
+    )
+
+
+def check_batch_shape(name: str, site: Site, program: str, rows: int) -> None:
+    """Traced without particles, a site's batch shape is exactly the batch."""
+    shape = site["fn"].batch_shape
+    if shape != Size([rows]):
+        raise ContractError(
+            f"{program}: site '{name}' has batch shape {tuple(shape)} and event shape "
+            f"{tuple(site['fn'].event_shape)}; everything right of the plate 'data' ({rows} rows) must be an event: "
+            f"add .to_event({max(len(shape) - 1, 1)})"
+        )
+
+
+def check_pair_shapes(model_trace: Any, guide_trace: Any) -> None:
+    """A latent has one event shape and one support in both programs."""
+    drawn = latents(guide_trace)
+    for name, site in latents(model_trace).items():
+        p, q = site["fn"], drawn[name]["fn"]
+        if p.event_shape != q.event_shape:
+            raise ContractError(
+                f"site '{name}' has event shape {tuple(p.event_shape)} in the model and {tuple(q.event_shape)} in the "
+                "guide; give both the same size and the same .to_event"
+            )
+
+
+def check_densities(model_trace: Any, guide_trace: Any) -> None:
+    """Neither the likelihood nor the guide is a point mass."""
+    for name, site in observed(model_trace).items():
+        if isinstance(_innermost(site["fn"]), dist.Delta):
+            raise ContractError(
+                f"site '{name}' is a deterministic likelihood (Delta), which has no density to weigh; give it noise, "
+                "such as a Normal, or leave it out with pyro.deterministic"
+            )
+    auxiliary = any(is_auxiliary(site) for site in latents(guide_trace).values())
+    for name, site in latents(guide_trace).items():
+        if isinstance(_innermost(site["fn"]), dist.Delta) and not auxiliary:
+            raise ContractError(
+                f"site '{name}' is a point mass (Delta) in the guide, which has no density to weigh; draw it from a "
+                "distribution, such as a Normal"
+            )
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def check_supports(model_trace: Any, guide_trace: Any) -> None:
+    """What either program draws for a latent, the other gives a density.
+
+    A guide that reaches outside the prior's support has zero-weight particles; one that reaches
+    less than all of it gives a bound on the wrong model.
+    """
+    drawn = latents(guide_trace)
+    for name, site in latents(model_trace).items():
+        p, q = site["fn"], drawn[name]["fn"]
+        if not (_supports(p, q.sample()) and _supports(q, p.sample())):
+            raise ContractError(
+                f"site '{name}' has support {p.support} in the model ({_kind(p)}) and {q.support} in the guide "
+                f"({_kind(q)}); choose a guide distribution with the model's support"
+            )
+
+
+def _supports(fn: Any, value: Tensor) -> bool:
+    try:
+        return bool(fn.support.check(value).all())
+    except NotImplementedError:  # a distribution that does not state its support
+        return True
+
+
+def _kind(fn: Any) -> str:
+    return type(_innermost(fn)).__name__
+
+
+def check_data_support(model_trace: Any) -> None:
+    """The data lie where the likelihood has a density, wherever no mask covers them."""
+    for name, site in observed(model_trace).items():
+        fn, value = site["fn"], site["value"]
+        if not is_factor(site) and not _inside(fn, value, site["mask"]).all():
+            raise ContractError(
+                f"site '{name}': data from {value.min():.4g} to {value.max():.4g} are outside the support of the "
+                f"likelihood ({_kind(fn)}: {_innermost(fn).support}); {_repair(fn)}"
+            )
+
+
+def _inside(fn: Any, value: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """Tell, element by element, where data are in the support or masked out."""
+    if isinstance(fn, dist.Independent):
+        return _inside(fn.base_dist, value, mask)
+    if isinstance(fn, dist.MaskedDistribution):
+        return _inside(fn.base_dist, value, mask) | ~torch.as_tensor(fn._mask)
+    inside = fn.support.check(value)
+    if torch.is_tensor(mask):
+        return inside | ~mask.reshape(mask.shape + (1,) * (inside.dim() - mask.dim()))
+    return inside if mask in (None, True) else torch.ones_like(inside)
+
+
+def _repair(fn: Any) -> str:
+    if isinstance(_innermost(fn), dist.Bernoulli):
+        return (
+            "binarise them (pv.data.load(..., binarize='dynamic'), or transform=torch.bernoulli in pv.fit), or choose "
+            "a likelihood for grey values"
+        )
+    return "rescale the data or choose another likelihood"

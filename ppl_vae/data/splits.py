@@ -1,0 +1,48 @@
+"""What loading gives: three tensors and what is known about them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Info", "Splits"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Facts about a data set.
+
+    Attributes:
+        name: its name, as `load` takes it.
+        binarisation: ``"grey"`` (values in [0, 1]), ``"threshold"``, ``"static"`` (drawn once),
+            ``"dynamic"`` (drawn anew in every training batch) or ``"fixed"`` (by the publisher).
+        shape: height and width of an image; its pixels stand in this order in a row of the data.
+        labels: labels by split, where the set has any.
+        source: where it comes from.
+    """
+
+    name: str
+    binarisation: str
+    shape: tuple[int, int]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor] | None:
+        """What is applied to every training batch."""
+        return torch.bernoulli if self.binarisation == "dynamic" else None
+
+
+class Splits(NamedTuple):
+    """A data set in three parts, each of shape ``(N, height * width)`` and type float32.
+
+    With dynamic binarisation ``train`` holds probabilities, from which `ppl_vae.fit` draws each
+    batch anew; ``valid`` and ``test`` are drawn once, by the seed.
+    """
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    info: Info

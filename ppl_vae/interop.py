@@ -1,0 +1,110 @@
+"""Both ways with Pyro: our programs under its ``SVI``, our bounds as its ``ELBO``."""
+
+from itertools import count
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor, nn
+
+from ppl_vae.batches import as_batch
+from ppl_vae.objectives.vocabulary import Objective, facts
+from ppl_vae.programs import Program, modules_of, program_name
+from ppl_vae.weighing import weigh_in_place
+
+__all__ = ["ELBO", "registered"]
+
+_instances = count()
+
+
+def registered(program: Program) -> nn.Module:
+    """Return the program with its parameters visible to Pyro's ``SVI``.
+
+    ``SVI`` optimises the parameters that it meets as param sites. A plain ``nn.Module`` has none,
+    so nothing would train, and nothing would say so. This adds ``pyro.module`` under a name of its
+    own for each instance, so that no other program's tensors can be trained in its place.
+
+    Args:
+        program: an ``nn.Module`` that is a Pyro program, or a bound method of one.
+
+    Raises:
+        TypeError: the program has no module.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=()), Normal(x_dim=6, z_dim=2, hidden=())
+        >>> optimizer = pyro.optim.Adam({"lr": 1e-3})
+        >>> svi = SVI(pv.registered(model), pv.registered(guide), optimizer, Trace_ELBO())
+        >>> svi.step(torch.ones(4, 6)) > 0
+        True
+    """
+    owners = modules_of(program)
+    if not owners:
+        raise TypeError(
+            f"program: {program_name(program)} has no modules; SVI sees the pyro.param and pyro.module statements "
+            "of a plain function without help"
+        )
+    return _Registered(program, owners)
+
+
+class _Registered(nn.Module):
+    """A program that declares its modules' parameters before it runs."""
+
+    def __init__(self, program: Program, owners: list[nn.Module]):
+        super().__init__()
+        self.owners = nn.ModuleList(owners)
+        self._program = (program,)  # in a tuple, or a module would be listed twice
+        self._names = [f"{type(owner).__name__}_{next(_instances)}" for owner in owners]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for name, owner in zip(self._names, self.owners, strict=True):
+            pyro.module(name, owner)
+        return self._program[0](*args, **kwargs)
+
+
+class ELBO(PyroELBO):
+    """Any bound of this library as a ``pyro.infer.ELBO``.
+
+    Works in ``SVI``, and as ``ELBO(...)(model, guide)`` with torch optimizers, also under
+    ``torch.no_grad``. As in Pyro the loss is minus the *sum* over data, times the common scale of
+    the plate "data".
+
+    Args:
+        objective: a bound, ``Particles -> (B,)``.
+        num_particles: K.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=()), Normal(x_dim=6, z_dim=2, hidden=())
+        >>> loss = pv.ELBO(pv.objectives.iwae, num_particles=5)(model, guide)
+        >>> loss(torch.ones(4, 6)).backward()
+    """
+
+    def __init__(self, objective: Objective, num_particles: int = 1):
+        super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        self.objective = objective
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any) -> Tensor:
+        """Return minus the bound, summed over data, with its gradient."""
+        linear = facts(self.objective).linear
+        particles = weigh_in_place(model, guide, as_batch(args), self.num_particles, linear=linear)
+        penalty = sum(p.mean(0) for p in particles.penalties.values())
+        return -particles.scale * (self.objective(particles) + penalty).sum()
+
+    def loss(self, model: Program, guide: Program, *args: Any) -> float:
+        """Return minus the bound, summed over data, as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any) -> float:
+        """Return the loss as a number and add its gradients to the parameters' ``.grad``."""
+        loss = self.differentiable_loss(model, guide, *args)
+        loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+        raise NotImplementedError("traces are made by ppl_vae.weigh")

@@ -1,0 +1,168 @@
+"""What the command line does: train, evaluate and draw from programs named by strings.
+
+Here, and only here, strings become functions.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ppl_vae import nets, objectives, plots, runs, zoo
+from ppl_vae.data import Splits, load
+from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.sampling import decode, reconstruct, sample
+from ppl_vae.training import Fit, fit
+
+__all__ = ["Job", "Settings"]
+
+LIKELIHOODS = {"bernoulli": nets.ToBernoulli, "gaussian": nets.ToNormalOneScale}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``ppl-vae fit``, as its run folder records them."""
+
+    model: str = "vae"
+    guide: str = "normal"
+    data: str = "digits"
+    binarize: str | None = None
+    likelihood: str = "bernoulli"
+    objective: str = "elbo"
+    particles: int = 1
+    epochs: int = 200
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    z_dim: int = 20
+    hidden: int = 200
+    seed: int = 0
+    eval_particles: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, known in (("objective", objectives.every()), ("likelihood", LIKELIHOODS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
+        for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
+
+
+class Job:
+    """Programs and data made from settings.
+
+    Args:
+        settings: what to make.
+        root: folder of the data (see `ppl_vae.data.load`).
+    """
+
+    def __init__(self, settings: Settings, root: str | None = None):
+        model = zoo.find("models", settings.model)
+        self.splits = load(
+            settings.data, root, settings.binarize or _default_binarisation(model, settings), settings.seed
+        )
+        settings = replace(settings, binarize=_asked(self.splits))
+        self.settings = settings
+        options: dict[str, Any] = {
+            "x_dim": self.splits.train.shape[1],
+            "z_dim": settings.z_dim,
+            "hidden": (settings.hidden,),
+        }
+        with forked_random_state(settings.seed):
+            self.model = zoo.build(model, options | {"decoder": self._decoder()})
+            self.guide = zoo.build(zoo.find("guides", settings.guide), options | {"model": self.model})
+
+    @classmethod
+    def from_run(cls, folder: Path, root: str | None, model: str | None, guide: str | None) -> "Job":
+        """Make the programs of a finished run again, with its best parameters.
+
+        Raises:
+            ValueError: a program came from somebody's own file, which is only executed when the
+                person names it again.
+        """
+        recorded = runs.read_config(folder)
+        known = {name: recorded[name] for name in Settings.__dataclass_fields__ if name in recorded}
+        for role, given in (("model", model), ("guide", guide)):
+            if given:
+                known[role] = given
+            elif ":" in known.get(role, ""):
+                raise ValueError(f"{role}: this run used {known[role]}; name it again with --{role} FILE:Name")
+        job = cls(Settings(**known), root)
+        state = runs.read_checkpoint(folder)["state"]["programs"]
+        job.programs().load_state_dict(state)
+        return job
+
+    def programs(self) -> Programs:
+        """Return the pair's parameters and buffers, those made on the way included."""
+        return Programs(self.model, self.guide).run_once(self.model, self.guide, (self.splits.valid[:2],))
+
+    def train(self, out: Path) -> Fit:
+        """Train into a run folder."""
+        s = self.settings
+        return fit(
+            self.model,
+            self.guide,
+            self.splits,
+            objective=objectives.every()[s.objective],
+            particles=s.particles,
+            epochs=s.epochs,
+            batch_size=s.batch_size,
+            optimizer=partial(torch.optim.Adam, lr=s.learning_rate),
+            out=out,
+            seed=s.seed,
+            config=asdict(s) | {"versions": _versions()},
+        )
+
+    def evaluate(self, particles: int, seed: int) -> Evaluation:
+        """Estimate the log-likelihood of the test data."""
+        return evaluate(self.model, self.guide, self.splits, particles=particles, seed=seed)
+
+    def draw_learning_curve(self, history: Mapping[str, Any], folder: Path) -> Path:
+        """Draw the bound against the epoch."""
+        return _save(plots.learning_curve(history, self.title()), folder / "learning_curve.png")
+
+    def draw_reconstructions(self, folder: Path, n: int = 10) -> Path:
+        """Draw test data above their reconstructions."""
+        x = self.splits.test[:: max(len(self.splits.test) // n, 1)][:n]
+        means = reconstruct(self.model, self.guide, x, seed=self.settings.seed)["x"]
+        figure = plots.reconstructions(x, means, self.splits.info.shape, "Test data and E[x | z], z from the guide")
+        return _save(figure, folder / "reconstructions.png")
+
+    def draw_samples(self, path: Path, n: int, seed: int) -> dict[str, torch.Tensor]:
+        """Draw from the prior and show the mean of x given z; return the draws."""
+        draws = sample(self.model, like=self.splits.test, n=n, seed=seed)
+        means = decode(self.model, draws, like=self.splits.test)["x"]
+        _save(plots.image_grid(means, self.splits.info.shape, "E[x | z], z from the prior"), path)
+        return draws
+
+    def title(self) -> str:
+        """Name the job in a line."""
+        s = self.settings
+        return f"{s.model} and {s.guide} on {s.data}, {s.objective} with K = {s.particles}"
+
+    def _decoder(self) -> nn.Module:
+        s = self.settings
+        network = nets.MLP(s.z_dim, (s.hidden,), self.splits.train.shape[1])
+        return nn.Sequential(network, LIKELIHOODS[s.likelihood]())
+
+
+def _default_binarisation(model: Any, settings: Settings) -> str | None:
+    """Return how to binarise for the likelihood that the settings give a model's decoder."""
+    grey = settings.likelihood != "bernoulli" or not zoo.takes(model, "decoder")
+    return None if grey or settings.data == "static_mnist" else "dynamic"
+
+
+def _save(figure: Any, path: Path) -> Path:
+    runs.write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def _versions() -> dict[str, str]:
+    found = {package: version(package) for package in ("ppl-vae", "pyro-ppl", "torch")}
+    return found | {"python": platform.python_version()}

@@ -1,0 +1,231 @@
+"""Pyro programs of every style as one set of parameters, buffers and modes.
+
+Three styles are accepted: an ``nn.Module`` or ``PyroModule`` with ``forward``; bound methods such
+as ``vae.model`` and ``vae.guide``; plain functions that use ``pyro.module`` or ``pyro.param``.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ppl_vae.batches import Batch
+
+__all__ = ["Program", "Programs", "forked_random_state", "own_parameters", "program_name", "undisturbed"]
+
+Program = Callable[..., Any]
+
+
+@contextmanager
+def own_parameters() -> Iterator[None]:
+    """Run Pyro programs without touching what other programs left in Pyro's parameter store.
+
+    Parameters of modules belong to their modules: inside, the store starts without any, and
+    afterwards it is as before. (Pyro would hand a second model the first one's tensors where the
+    names agree.) Plain ``pyro.param`` tensors have no other home than the store and stay in it.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 2)
+        >>> with own_parameters():
+        ...     _ = pyro.module("net", net)
+        >>> list(pyro.get_param_store().keys())
+        []
+    """
+    store = pyro.get_param_store()
+    with store.scope(_without_modules(store.get_state())) as inner:
+        yield
+    plain = _without_modules(inner)
+    if plain["params"].keys() - store.keys():
+        outer = store.get_state()
+        store.set_state({key: {**outer[key], **plain[key]} for key in outer})
+
+
+def _without_modules(state: Mapping[str, dict]) -> dict[str, dict]:
+    """Return a store's state less the tensors that are some module's parameters."""
+    plain = {name for name, tensor in state["params"].items() if not isinstance(tensor, nn.Parameter)}
+    return {key: {n: v for n, v in entries.items() if n in plain} for key, entries in state.items()}
+
+
+def modules_of(program: Program) -> list[nn.Module]:
+    """Return the modules that a program is, is a method of, or refers to by name.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> def model(x):
+        ...     pyro.module("net", net)
+        >>> modules_of(model)
+        [Linear(in_features=2, out_features=2, bias=True)]
+    """
+    found: dict[int, nn.Module] = {}
+    _collect(program, found, set())
+    return list(found.values())
+
+
+def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int]) -> None:
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        found[id(thing)] = thing
+        return
+    for part in _parts(thing):
+        _collect(part, found, seen)
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    """Return what a callable is made of, as far as modules can hide in it."""
+    if isinstance(thing, MethodType):
+        owner = thing.__self__
+        return [owner] if isinstance(owner, nn.Module) else [thing.__func__, *vars(owner).values()]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, FunctionType):
+        names = inspect.getclosurevars(thing)
+        near = [v for v in names.globals.values() if getattr(v, "__module__", "") == thing.__module__]
+        modules = [v for v in names.globals.values() if isinstance(v, nn.Module)]
+        return [*names.nonlocals.values(), *modules, *near]
+    return []
+
+
+def program_name(program: Program) -> str:
+    """Return the name by which a report may call a program.
+
+    Example:
+        >>> program_name(nn.Linear(2, 2)), program_name(partial(print))
+        ('Linear', 'print')
+    """
+    while isinstance(program, partial):
+        program = program.func
+    return getattr(program, "__qualname__", type(program).__name__).replace("<locals>.", "")
+
+
+class Programs:
+    """The parameters, buffers and modes of a model and its guide, each once.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+
+    Attributes:
+        modules: name to module; a module used by both programs stands under the first name.
+
+    Example:
+        >>> programs = Programs(nn.Linear(2, 1), nn.Linear(2, 2))
+        >>> list(programs.parameters())
+        ['model.weight', 'model.bias', 'guide.weight', 'guide.bias']
+    """
+
+    def __init__(self, model: Program, guide: Program):
+        self.modules: dict[str, nn.Module] = {}
+        self._at_sites: dict[str, Tensor] = {}
+        for role, program in (("model", model), ("guide", guide)):
+            found = [m for m in modules_of(program) if not any(m is n for n in self.modules.values())]
+            for i, module in enumerate(found):
+                self.modules[role if len(found) == 1 else f"{role}.{i}"] = module
+
+    def run_once(self, model: Program, guide: Program, batch: Batch) -> "Programs":
+        """Run both on a batch, so that parameters made on the way exist and are known.
+
+        Those are ``pyro.param`` tensors, lazy layers, and modules that only ``pyro.module`` names.
+        """
+        with undisturbed(self), torch.no_grad():
+            met = _parameters_met(guide, batch) | _parameters_met(model, batch)
+        owned = {id(p) for module in self.modules.values() for p in module.parameters()}
+        self._at_sites = {name: p for name, p in met.items() if id(p) not in owned}
+        return self
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return every trainable tensor once, by name."""
+        named = {
+            f"{owner}.{name}": p for owner, module in self.modules.items() for name, p in module.named_parameters()
+        }
+        named |= {f"param.{name}": p for name, p in self._at_sites.items()}
+        once = {id(p): (name, p) for name, p in reversed(named.items()) if p.requires_grad}
+        return dict(reversed(once.values()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return parameters and persistent buffers by name, sharing their memory."""
+        state = {
+            f"{owner}.{name}": t for owner, module in self.modules.items() for name, t in module.state_dict().items()
+        }
+        return state | {f"param.{name}": p.detach() for name, p in self._at_sites.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a state into the programs; nothing is changed unless all of it fits.
+
+        Raises:
+            ValueError: names or shapes differ; the message lists them.
+        """
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in own.keys() - state.keys()]
+        problems += [f"{name} is not in these programs" for name in state.keys() - own.keys()]
+        problems += [
+            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if state[name].shape != own[name].shape
+        ]
+        if problems:
+            raise ValueError("state: does not fit model and guide: " + "; ".join(sorted(problems)))
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def train(self, mode: bool = True) -> None:
+        """Put every module in training (or evaluation) mode."""
+        for module in self.modules.values():
+            module.train(mode)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of the parameters; the CPU where there are none."""
+        tensors = [t for module in self.modules.values() for t in (*module.parameters(), *module.buffers())]
+        return next(iter(tensors), torch.zeros(())).device
+
+
+@contextmanager
+def undisturbed(programs: Programs, seed: int | None = None, training: bool | None = None) -> Iterator[None]:
+    """Leave modes, buffers and the caller's random state as they were found.
+
+    Args:
+        programs: whose modes and buffers to restore.
+        seed: seeds the draws inside; without one they start from the caller's state.
+        training: mode of the modules inside; as it is when left out.
+    """
+    modes = [(m, m.training) for module in programs.modules.values() for m in module.modules()]
+    buffers = [(b, b.clone()) for module in programs.modules.values() for b in module.buffers() if not is_lazy(b)]
+    try:
+        with forked_random_state(seed):
+            if training is not None:
+                programs.train(training)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextmanager
+def forked_random_state(seed: int | None = None) -> Iterator[None]:
+    """Draw inside from a state of its own; the caller's torch generators do not move."""
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _parameters_met(program: Program, batch: Batch) -> dict[str, Tensor]:
+    """Run a program and return the unconstrained tensors of the param sites it meets."""
+    with own_parameters(), poutine.trace(param_only=True) as tracer:
+        program(*batch)
+    values = {name: site["value"] for name, site in tracer.trace.nodes.items() if site["type"] == "param"}
+    return {name: value.unconstrained() for name, value in values.items()}

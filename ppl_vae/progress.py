@@ -1,0 +1,52 @@
+"""Progress bars, shown where somebody looks: a terminal or a notebook."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+__all__ = ["Bar", "progress_bar"]
+
+# Often enough for an eye, seldom enough that waiting for a device costs nothing.
+SECONDS_BETWEEN_NOTES = 0.5
+
+
+class Bar:
+    """A progress bar with a note at its end."""
+
+    def __init__(self, progress: Progress, title: str, total: int | None):
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, note="")
+        self._noted = 0.0
+
+    def advance(self, note: Callable[[], str] | None = None) -> None:
+        """Move on by one. The note is asked for now and then, as it may wait for a device."""
+        self._progress.advance(self._task)
+        now = time.monotonic()
+        if note and not self._progress.disable and now - self._noted > SECONDS_BETWEEN_NOTES:
+            self._noted = now
+            self._progress.update(self._task, note=note())
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None, show: bool | None) -> Iterator[Bar]:
+    """Open a bar.
+
+    Args:
+        title: text before the bar.
+        total: number of advances, or None where it is not known.
+        show: whether to show it; when None, only in a terminal or notebook.
+    """
+    console = Console(stderr=True)
+    visible = (console.is_terminal or console.is_jupyter) if show is None else show
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not visible) as progress:
+        yield Bar(progress, title, total)

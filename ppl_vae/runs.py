@@ -1,0 +1,121 @@
+"""Run folders: what a training run leaves behind, and how it is read again.
+
+``config.toml`` the settings, ``metrics.csv`` a row per epoch, ``checkpoint.pt`` the best state (tensors
+only), ``evaluation.json`` the test log-likelihood, and pictures. Reading one never executes anything.
+"""
+
+import csv
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+__all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics"]
+
+CONFIG, METRICS, CHECKPOINT, EVALUATION = "config.toml", "metrics.csv", "checkpoint.pt", "evaluation.json"
+
+
+def new_folder(out: str | Path) -> Path:
+    """Make a folder for a run.
+
+    Raises:
+        FileExistsError: it holds a run already.
+
+    Example:
+        >>> new_folder(tmp_path / "runs" / "vae").is_dir()
+        True
+    """
+    folder = Path(out)
+    if (folder / CONFIG).exists() or (folder / CHECKPOINT).exists():
+        raise FileExistsError(f"out: {folder} holds a run already; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all: into a temporary one beside it, synced, then renamed."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Record the settings of a run; what is None is left out, since TOML has no such value."""
+    import tomli_w
+
+    settings = {key: value for key, value in config.items() if value is not None}
+    write_text(folder / CONFIG, tomli_w.dumps(settings))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    return tomllib.loads(_existing(folder, CONFIG).read_text())
+
+
+def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
+    """Add an epoch's row to ``metrics.csv``, with a header before the first."""
+    path = folder / METRICS
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_metrics(folder: Path) -> dict[str, list[float]]:
+    """Return ``metrics.csv`` as columns."""
+    with _existing(folder, METRICS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
+    """Save a step's state."""
+    payload = {"format": 1, "best": dict(best), "state": state}
+    write_atomically(folder / CHECKPOINT, lambda file: torch.save(payload, file))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return what `write_checkpoint` saved; only tensors and plain values are ever unpickled."""
+    path = _existing(folder, CHECKPOINT)
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+    if not isinstance(payload, dict) or payload.get("format") != 1:
+        raise ValueError(f"{path}: not a checkpoint of this library")
+    return payload
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.exists():
+        raise FileNotFoundError(f"{folder}: not a finished run (it has no {name})")
+    return path

@@ -1,0 +1,136 @@
+"""Draws from the model: unconditioned, and given data through the guide."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.contract import ContractError
+from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
+from ppl_vae.weighing import paired_traces
+
+__all__ = ["decode", "reconstruct", "sample"]
+
+
+def sample(
+    model: Program, like: Any = None, n: int = 64, shape: tuple[int, ...] | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Draw from the joint distribution of a model, data included.
+
+    Args:
+        model: a Pyro program whose likelihood does not read x.
+        like: a batch whose first tensor gives the form of x; its values are not used. Further
+            tensors (labels) are passed on as they are, ``n`` rows of them.
+        n: number of draws.
+        shape: event shape of x, instead of ``like``.
+        seed: seeds the draws; the caller's random state does not move.
+
+    Returns:
+        Site name to draws ``(n, *event)``, latents and data.
+
+    Raises:
+        ContractError: the likelihood reads x, as autoregressive ones do; such a program has its
+            own way to sample.
+        ValueError: not exactly one of ``like`` and ``shape`` is given.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> {name: tuple(v.shape) for name, v in pv.sample(VAE(), shape=(784,), n=3).items()}
+        {'z': (3, 20), 'x': (3, 784)}
+    """
+    programs = Programs(model, model)
+    x, *rest = _placeholder(like, n, shape, programs)
+    with undisturbed(programs, training=False):
+        draws, again = (_draws(model, (other, *rest), seed) for other in (torch.zeros_like(x), torch.ones_like(x)))
+    for name, value in draws.items():
+        if not torch.equal(value, again[name]):
+            raise ContractError(
+                f"site '{name}': its distribution reads x, so the model cannot be drawn from in one pass; use the "
+                "program's own way to sample"
+            )
+    return draws
+
+
+def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Programs) -> Batch:
+    if (like is None) == (shape is None):
+        raise ValueError("like, shape: give exactly one of them")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n: expected a whole number of at least 1, found {n!r}")
+    if shape is not None:
+        dtypes = [p.dtype for p in programs.parameters().values()]
+        return (torch.zeros(n, *shape, dtype=next(iter(dtypes), torch.float32), device=programs.device),)
+    batch = as_batch(like)
+    rows = torch.arange(n) % len(batch[0])
+    return tuple(part[rows.to(part.device)].to(programs.device) for part in batch)
+
+
+def _draws(model: Program, batch: Batch, seed: int) -> dict[str, Tensor]:
+    with own_parameters(), torch.no_grad():
+        torch.manual_seed(seed)
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
+    return {name: site["value"] for name, site in contract.sample_sites(trace) if not contract.is_factor(site)}
+
+
+def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """Return the posterior predictive mean of the data: encode with the guide, decode with the model.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        x: a batch ``(B, ...)``.
+        particles: draws of the latents per datum over which the mean is taken.
+        seed: seeds the draws; the caller's random state does not move.
+
+    Returns:
+        Name of each observed site to ``E_q[E[x' | z]]``, ``(B, *event)``.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> pv.reconstruct(VAE(), Normal(), torch.ones(3, 784))["x"].shape
+        torch.Size([3, 784])
+    """
+    programs = Programs(model, guide)
+    batch = tuple(part.to(programs.device) for part in as_batch(x))
+    with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
+        model_trace, _ = paired_traces(model, guide, batch, particles)
+    return {name: mean.mean(0) for name, mean in _means(model_trace).items()}
+
+
+def decode(model: Program, latents: Mapping[str, Tensor], like: Any = None, shape: Any = None) -> dict[str, Tensor]:
+    """Return the mean of the data given latents.
+
+    Args:
+        model: a Pyro program.
+        latents: site name to values ``(n, *event)``, such as `sample` gives; other names are
+            ignored.
+        like: a batch whose first tensor gives the form of x, as for `sample`.
+        shape: event shape of x, instead of ``like``.
+
+    Returns:
+        Name of each observed site to ``E[x | z]``, ``(n, *event)``.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> model = VAE()
+        >>> pv.decode(model, pv.sample(model, shape=(784,), n=3), shape=(784,))["x"].shape
+        torch.Size([3, 784])
+    """
+    programs = Programs(model, model)
+    batch = _placeholder(like, len(next(iter(latents.values()))), shape, programs)
+    with undisturbed(programs, training=False), own_parameters(), torch.no_grad():
+        wanted = contract.latents(poutine.trace(model).get_trace(*batch))
+        given = {name: value for name, value in latents.items() if name in wanted}
+        trace = poutine.trace(poutine.condition(model, data=given)).get_trace(*batch)
+    return {name: mean for name, mean in _means(trace).items() if name not in given}
+
+
+def _means(model_trace: Any) -> dict[str, Tensor]:
+    """Return the mean of every observed site's distribution."""
+    return {
+        name: site["fn"].mean for name, site in contract.observed(model_trace).items() if not contract.is_factor(site)
+    }

@@ -1,0 +1,176 @@
+"""Steps: what one batch does to the parameters. The loop in `ppl_vae.training` drives any of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking import check
+from ppl_vae.objectives import Objective, elbo, facts
+from ppl_vae.particles import Particles
+from ppl_vae.programs import Program, Programs, undisturbed
+from ppl_vae.weighing import weigh
+
+__all__ = ["Info", "SVIStep", "Step", "svi_step"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a step reports. Tensors of shape ``()`` that nobody has waited for.
+
+    Attributes:
+        bound: nats per datum, averaged over the batch; larger is better.
+        penalties: training penalties by name, averaged likewise; not part of the bound.
+    """
+
+    bound: Tensor
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Step(Protocol):
+    """What the training loop asks of a step; write your own to drive something else with `fit`."""
+
+    def __call__(self, x: Any) -> Info:
+        """Update parameters on one batch."""
+
+    def bound(self, x: Any) -> Tensor:
+        """Return the bound of each datum, ``(B,)``, without changing anything; for validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the step needs to go on as if never stopped."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+
+
+class SVIStep:
+    """Stochastic variational inference: one gradient step on a bound. Made by `svi_step`."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        objective: Objective,
+        particles: int,
+        optimizer: torch.optim.Optimizer,
+        checked: Programs | None = None,
+    ):
+        self.model, self.guide = model, guide
+        self.objective, self.particles = objective, particles
+        self.optimizer = optimizer
+        self.programs = checked or Programs(model, guide)
+        self._checked = checked is not None
+
+    def __call__(self, x: Any) -> Info:
+        """Move the optimizer's parameters up the bound on one batch.
+
+        The first batch is held to the contract (see `ppl_vae.check`) before anything moves; later
+        ones run without Pyro's validation.
+        """
+        batch = self._batch(x)
+        self._check_once(batch)
+        with pyro.validation_enabled(False):
+            loss, info = self._loss(batch)
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
+            # Gradients of these parameters alone, so that frozen ones gather none.
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        return info
+
+    def bound(self, x: Any) -> Tensor:
+        """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
+        with undisturbed(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
+            return self.objective(self._weigh(self._batch(x)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return parameters, buffers and the optimizer's state."""
+        return {"programs": self.programs.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state; the programs change only if all of it fits them."""
+        self.programs.load_state_dict(state["programs"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _batch(self, x: Any) -> Batch:
+        return tuple(part.to(self.programs.device) for part in as_batch(x))
+
+    def _check_once(self, batch: Batch) -> None:
+        if not self._checked:
+            check(self.model, self.guide, batch)
+            self.programs.run_once(self.model, self.guide, batch)
+            self._checked = True
+
+    def _weigh(self, batch: Batch) -> Particles:
+        return weigh(self.model, self.guide, batch, self.particles, linear=facts(self.objective).linear)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Info]:
+        particles = self._weigh(batch)
+        bound = self.objective(particles).mean()
+        penalties = {name: value.mean() for name, value in particles.penalties.items()}
+        loss = -sum(penalties.values(), start=bound)
+        detached = {name: value.detach() for name, value in penalties.items()}
+        return loss, Info(bound.detach(), detached)
+
+
+def svi_step(
+    model: Program,
+    guide: Program,
+    objective: Objective = elbo,
+    particles: int = 1,
+    *,
+    optimizer: torch.optim.Optimizer,
+    compile: bool | str = "auto",  # noqa: A002 - the public name
+) -> SVIStep:
+    """Return one training step, for a loop of your own.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        objective: a bound, ``Particles -> (B,)``.
+        particles: K, draws per datum.
+        optimizer: a torch optimizer over the parameters of both (or of those that are to move).
+        compile: ``"auto"`` or ``False``. Steps run eagerly in this version.
+
+    Returns:
+        A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum.
+
+    Raises:
+        ValueError: the bound needs more particles.
+        NotImplementedError: ``compile=True``.
+
+    Reference: M. Hoffman, D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR
+    2013, https://jmlr.org/papers/v14/hoffman13a.html; gradients as in D. P. Kingma, M. Welling,
+    "Auto-Encoding Variational Bayes", ICLR 2014, https://arxiv.org/abs/1312.6114.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=()), Normal(x_dim=6, z_dim=2, hidden=())
+        >>> optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
+        >>> step = pv.svi_step(model, guide, pv.objectives.iwae, particles=5, optimizer=optimizer)
+        >>> step(torch.ones(4, 6)).bound
+        tensor(-...)
+    """
+    check_options(objective, particles, compile)
+    return SVIStep(model, guide, objective, particles, optimizer)
+
+
+def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002
+    """Raise if a step cannot be made with these: wrong types, too few particles, no compiler."""
+    if compile is True:
+        raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
+    if compile not in ("auto", False):
+        raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
+    if not callable(objective):
+        raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
+    if not isinstance(particles, int) or particles < 1:
+        raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
+    known = facts(objective)
+    if particles < known.min_particles:
+        raise ValueError(f"particles: {known.name} needs at least {known.min_particles}, found {particles}")

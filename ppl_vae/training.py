@@ -1,0 +1,236 @@
+"""The one loop: epochs, validation, the best state, progress, and the run folder. No mathematics."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae import runs
+from ppl_vae.batches import Source, source
+from ppl_vae.checking import check
+from ppl_vae.data.splits import Splits
+from ppl_vae.objectives import Objective, elbo, facts
+from ppl_vae.programs import Program, Programs, forked_random_state, program_name
+from ppl_vae.progress import Bar, progress_bar
+from ppl_vae.steps import Step, SVIStep, check_options
+
+__all__ = ["Fit", "fit"]
+
+Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
+
+
+@dataclass
+class Fit:
+    """What training did.
+
+    Attributes:
+        history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
+            ``"valid_bound"`` in nats per datum (sums over data / N), ``"seconds"`` since the start.
+        best: the epoch whose parameters the programs now have, and its bound. The best one on the
+            validation data, the last one without them.
+        out: the run folder, or None.
+    """
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    out: Path | None = None
+
+    def __str__(self) -> str:
+        epochs, seconds = len(self.history["epoch"]), self.history["seconds"][-1]
+        held_out = "valid_bound" in self.history
+        kept = "best on the validation data" if held_out else "the last"
+        return (
+            f"Trained for {epochs} epochs in {seconds:.1f} s; kept epoch {self.best['epoch']:.0f} ({kept}): "
+            f"{self.best['bound']:.3f} nats per datum"
+        )
+
+
+def fit(
+    model: Program | None = None,
+    guide: Program | None = None,
+    data: Any = None,
+    objective: Objective = elbo,
+    particles: int = 1,
+    epochs: int = 20,
+    batch_size: int = 128,
+    optimizer: Optimizer | None = None,
+    valid: Any = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    compile: bool | str = "auto",  # noqa: A002 - the public name
+    *,
+    step: Step | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    progress: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Fit:
+    """Train a model and a guide in place, and leave them with their best parameters.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        data: `Splits` (trains on ``train``, validates on ``valid``, binarises anew in every batch
+            where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
+        objective: a bound, ``Particles -> (B,)``.
+        particles: K, draws per datum.
+        epochs: passes over the data.
+        batch_size: data per step; the last batch of an epoch may be shorter.
+        optimizer: a torch optimizer, or a function from parameters to one, such as
+            ``partial(torch.optim.Adam, lr=3e-4)``; Adam with 1e-3 when left out.
+        valid: validation data, in any of the forms of ``data``. After each epoch their bound is
+            taken with the same noise, and the parameters of the best epoch are kept.
+        out: a new folder for the run: ``config.toml``, ``metrics.csv``, ``checkpoint.pt``.
+        seed: seeds order and draws. The caller's random state does not move.
+        compile: see `svi_step`.
+        step: drive this step instead of one made from model, guide, objective and optimizer.
+        transform: applied to x in every training batch, such as ``torch.bernoulli``.
+        progress: whether to show a bar; by default where a terminal or notebook shows it.
+        config: what ``config.toml`` records; by default the settings of this call.
+
+    Returns:
+        `Fit`.
+
+    Raises:
+        ContractError: model, guide and the first batch do not fit; nothing has been changed.
+        FileExistsError: ``out`` holds a run already.
+        FloatingPointError: the bound became NaN or infinite. The best parameters so far are back.
+
+    Reference: as `svi_step`.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=(8,)), Normal(x_dim=6, z_dim=2, hidden=(8,))
+        >>> x = torch.ones(40, 6)
+        >>> fit = pv.fit(model, guide, x, epochs=30, batch_size=10)
+        >>> fit.history["train_bound"][-1] > fit.history["train_bound"][0]
+        True
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
+    data, valid, transform = _unpacked(data, valid, transform)
+    train = source(data, batch_size, transform)
+    held_out = None if valid is None else source(valid, batch_size)
+    folder = None if out is None else runs.new_folder(out)
+    with forked_random_state(seed):
+        if step is None:
+            step = _make_step(model, guide, train, objective, particles, optimizer, compile)
+        elif model is not None or guide is not None:
+            raise ValueError("step: it brings its own model and guide; pass either step or model and guide")
+        if folder:
+            settings = {"objective": facts(objective).name, "particles": particles, "epochs": epochs}
+            settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
+            runs.write_config(folder, config or settings)
+        return _Loop(step, train, held_out, epochs, seed, folder, progress).run()
+
+
+def _unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:
+    """Take training data, validation data and the transform out of `Splits`."""
+    if data is None:
+        raise ValueError("data: nothing to train on; pass pv.data.load(...), a tensor, a Dataset or a DataLoader")
+    if isinstance(valid, Splits):
+        valid = valid.valid
+    if isinstance(data, Splits):
+        valid = data.valid if valid is None else valid
+        transform = data.info.transform if transform is None else transform
+        data = data.train
+    return data, valid, transform
+
+
+def _make_step(
+    model: Program | None,
+    guide: Program | None,
+    train: Source,
+    objective: Objective,
+    particles: int,
+    optimizer: Optimizer | None,
+    compile: bool | str,  # noqa: A002 - the public name
+) -> Step:
+    if model is None or guide is None:
+        raise ValueError("model, guide: pass both, or a step that brings its own")
+    check_options(objective, particles, compile)
+    batch = train.first()
+    check(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
+    programs = Programs(model, guide).run_once(model, guide, batch)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        parameters = list(programs.parameters().values())
+        if not parameters:
+            raise ValueError("model, guide: neither has a trainable parameter; evaluate them with pv.evaluate")
+        optimizer = (optimizer or partial(torch.optim.Adam, lr=1e-3))(parameters)
+    return SVIStep(model, guide, objective, particles, optimizer, checked=programs)
+
+
+class _Loop:
+    """One training run."""
+
+    def __init__(
+        self,
+        step: Step,
+        train: Source,
+        valid: Source | None,
+        epochs: int,
+        seed: int,
+        folder: Path | None,
+        progress: bool | None,
+    ):
+        self.step, self.train, self.valid = step, train, valid
+        self.epochs, self.seed, self.folder, self.progress = epochs, seed, folder, progress
+        self.order = torch.Generator().manual_seed(seed)
+        self.result = Fit(out=folder)
+        self.best_state = copy.deepcopy(step.state_dict())
+
+    def run(self) -> Fit:
+        started = time.perf_counter()
+        per_epoch = self.train.batches
+        with progress_bar("Training", per_epoch and per_epoch * self.epochs, self.progress) as bar:
+            for epoch in range(1, self.epochs + 1):
+                row = {"epoch": epoch, "train_bound": self._train_epoch(epoch, bar)}
+                if self.valid is not None:
+                    row["valid_bound"] = self._validate()
+                row["seconds"] = time.perf_counter() - started
+                self._record(row)
+        self.step.load_state_dict(self.best_state)
+        if self.folder:
+            runs.write_checkpoint(self.folder, self.best_state, self.result.best)
+        return self.result
+
+    def _train_epoch(self, epoch: int, bar: Bar) -> float:
+        """Step through one epoch and return the mean bound over its data."""
+        total, rows = torch.zeros(()), 0
+        for batch in self.train.shuffled(self.order):
+            # Summed as a tensor: a step must not wait for the device.
+            total = total + self.step(batch).bound * len(batch[0])
+            rows += len(batch[0])
+            bar.advance(lambda: f"epoch {epoch}, bound {float(total) / rows:.2f} nats per datum")  # noqa: B023
+        return self._finite(float(total) / rows, epoch)
+
+    def _validate(self) -> float:
+        with forked_random_state(self.seed):  # the same noise each time, so that epochs compare
+            bounds = torch.cat([self.step.bound(batch) for batch in self.valid])
+        return float(bounds.double().mean())
+
+    def _record(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self.result.history.setdefault(name, []).append(value)
+        bound = row.get("valid_bound", row["train_bound"])
+        if self.valid is None or bound > self.result.best.get("bound", -math.inf):
+            self.result.best = {"epoch": row["epoch"], "bound": bound}
+            self.best_state = copy.deepcopy(self.step.state_dict())
+        if self.folder:
+            runs.append_metrics(self.folder, row)
+
+    def _finite(self, bound: float, epoch: int) -> float:
+        if not math.isfinite(bound):
+            self.step.load_state_dict(self.best_state)
+            raise FloatingPointError(
+                f"the bound became {bound} in epoch {epoch}; the programs have their best parameters so far back. "
+                "Try a smaller learning rate, or a floor under the scales that networks give"
+            )
+        return bound
