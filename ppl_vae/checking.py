@@ -50,7 +50,7 @@ def check(model: Program, guide: Program, x: Any) -> None:
     check_dtype(programs, batch)
     with pyro.validation_enabled(True), undisturbed(programs):
         # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
-        for rows in sorted({len(batch[0]), max(len(batch[0]) - 1, 1)}):
+        for rows in sorted({len(batch[0]), max(len(batch[0]) - 1, 1)}, reverse=True):
             check_structure(model, guide, tuple(part[:rows] for part in batch))
         check_gradients(model, guide, batch, programs.run_once(model, guide, batch))
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from traceback import walk_tb
 from typing import Annotated, Any
 
 import typer
@@ -163,11 +164,17 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def main() -> None:
-    """Run the command line; an error that a person can mend is a line, not a traceback."""
+    """Run the command line. What a person can mend is a line; what fails in their program is a traceback."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError, NotImplementedError) as error:
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
-        Console(stderr=True).print(f"[bold red]Error[/] {type(error).__name__}: ", end="")
-        print(f"{error}{notes}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if not (isinstance(error, OSError) or raised_here(error)):
+            raise
+        print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def raised_here(error: Exception) -> bool:
+    """Tell whether this library raised an error, rather than something that it ran."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("ppl_vae")

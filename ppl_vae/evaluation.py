@@ -203,11 +203,15 @@ def _log_weights(model: Program, guide: Program, batch: Batch, particles: int, c
 
 
 def _refuse_nan(drawn: Particles, start: int) -> None:
-    """Name the first site and datum whose log density is NaN or plus infinity."""
-    for name, log_density in {**drawn.log_q, **drawn.log_p}.items():
-        bad = (log_density.isnan() | log_density.isposinf()).any(0)
+    """Name the first site and datum with an impossible log density.
+
+    A latent may have no density under the model (its weight is zero), never under its own guide.
+    """
+    impossible = {name: ~q.isfinite() for name, q in drawn.log_q.items()}
+    impossible |= {name: impossible.get(name, False) | p.isnan() | p.isposinf() for name, p in drawn.log_p.items()}
+    for name, bad in impossible.items():
         if bad.any():
-            datum = start + int(bad.nonzero()[0])
+            datum = start + int(bad.any(0).nonzero()[0])
             raise FloatingPointError(
                 f"site '{name}': log density is NaN or infinite for datum {datum}; look at the parameters of its "
                 "distribution there (a scale of zero, an overflow)"

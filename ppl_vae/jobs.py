@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ppl_vae import nets, objectives, plots, runs, zoo
-from ppl_vae.data import Splits, load
+from ppl_vae.data import load
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample
@@ -64,11 +64,9 @@ class Job:
 
     def __init__(self, settings: Settings, root: str | None = None):
         model = zoo.find("models", settings.model)
-        self.splits = load(
-            settings.data, root, settings.binarize or _default_binarisation(model, settings), settings.seed
-        )
-        settings = replace(settings, binarize=_asked(self.splits))
-        self.settings = settings
+        binarize = settings.binarize or _default_binarisation(model, settings)
+        self.splits = load(settings.data, root, binarize, settings.seed)
+        self.settings = settings = replace(settings, binarize=binarize)
         options: dict[str, Any] = {
             "x_dim": self.splits.train.shape[1],
             "z_dim": settings.z_dim,

@@ -19,7 +19,15 @@ from torch.nn.parameter import is_lazy
 
 from ppl_vae.batches import Batch
 
-__all__ = ["Program", "Programs", "forked_random_state", "own_parameters", "program_name", "undisturbed"]
+__all__ = [
+    "Program",
+    "Programs",
+    "forked_random_state",
+    "modes_and_buffers_kept",
+    "own_parameters",
+    "program_name",
+    "undisturbed",
+]
 
 Program = Callable[..., Any]
 
@@ -199,15 +207,22 @@ def undisturbed(programs: Programs, seed: int | None = None, training: bool | No
         seed: seeds the draws inside; without one they start from the caller's state.
         training: mode of the modules inside; as it is when left out.
     """
-    modes = [(m, m.training) for module in programs.modules.values() for m in module.modules()]
-    buffers = [(b, b.clone()) for module in programs.modules.values() for b in module.buffers() if not is_lazy(b)]
+    with forked_random_state(seed), modes_and_buffers_kept(programs, training):
+        yield
+
+
+@contextmanager
+def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> Iterator[None]:
+    """Leave modes and buffers as they were found; draws inside move the random state."""
+    modules = [m for module in programs.modules.values() for m in module.modules()]
+    modes = [m.training for m in modules]
+    buffers = [(b, b.clone()) for module in modules for b in module.buffers(recurse=False) if not is_lazy(b)]
     try:
-        with forked_random_state(seed):
-            if training is not None:
-                programs.train(training)
-            yield
+        if training is not None:
+            programs.train(training)
+        yield
     finally:
-        for module, mode in modes:
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         with torch.no_grad():
             for buffer, before in buffers:
@@ -227,5 +242,6 @@ def _parameters_met(program: Program, batch: Batch) -> dict[str, Tensor]:
     """Run a program and return the unconstrained tensors of the param sites it meets."""
     with own_parameters(), poutine.trace(param_only=True) as tracer:
         program(*batch)
-    values = {name: site["value"] for name, site in tracer.trace.nodes.items() if site["type"] == "param"}
-    return {name: value.unconstrained() for name, value in values.items()}
+        sites = {name: site["value"] for name, site in tracer.trace.nodes.items() if site["type"] == "param"}
+        # Asked inside: the store takes these references back when the scope ends.
+        return {name: value.unconstrained() for name, value in sites.items()}

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["Bar", "progress_bar"]
 
@@ -16,7 +17,7 @@ SECONDS_BETWEEN_NOTES = 0.5
 class Bar:
     """A progress bar with a note at its end."""
 
-    def __init__(self, progress: Progress, title: str, total: int | None):
+    def __init__(self, progress: "Progress", title: str, total: int | None):
         self._progress = progress
         self._task = progress.add_task(title, total=total, note="")
         self._noted = 0.0
@@ -39,6 +40,10 @@ def progress_bar(title: str, total: int | None, show: bool | None) -> Iterator[B
         total: number of advances, or None where it is not known.
         show: whether to show it; when None, only in a terminal or notebook.
     """
+    # Imported here: rich takes time to load, and draws from Python's random numbers as it does.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     visible = (console.is_terminal or console.is_jupyter) if show is None else show
     columns = (

@@ -12,7 +12,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.particles import Particles
-from ppl_vae.programs import Program, Programs, undisturbed
+from ppl_vae.programs import Program, Programs, modes_and_buffers_kept
 from ppl_vae.weighing import weigh
 
 __all__ = ["Info", "SVIStep", "Step", "svi_step"]
@@ -38,7 +38,7 @@ class Step(Protocol):
         """Update parameters on one batch."""
 
     def bound(self, x: Any) -> Tensor:
-        """Return the bound of each datum, ``(B,)``, without changing anything; for validation."""
+        """Return the bound of each datum, ``(B,)``, changing nothing but the random state; for validation."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the step needs to go on as if never stopped."""
@@ -85,7 +85,7 @@ class SVIStep:
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
-        with undisturbed(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
+        with modes_and_buffers_kept(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
             return self.objective(self._weigh(self._batch(x)))
 
     def state_dict(self) -> dict[str, Any]:

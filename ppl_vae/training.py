@@ -118,12 +118,12 @@ def fit(
     data, valid, transform = _unpacked(data, valid, transform)
     train = source(data, batch_size, transform)
     held_out = None if valid is None else source(valid, batch_size)
-    folder = None if out is None else runs.new_folder(out)
     with forked_random_state(seed):
         if step is None:
             step = _make_step(model, guide, train, objective, particles, optimizer, compile)
         elif model is not None or guide is not None:
             raise ValueError("step: it brings its own model and guide; pass either step or model and guide")
+        folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
         if folder:
             settings = {"objective": facts(objective).name, "particles": particles, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}

@@ -61,7 +61,7 @@ def weigh_in_place(model: Program, guide: Program, batch: Batch, particles: int,
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     model_trace, guide_trace = paired_traces(model, guide, batch, particles)
     contract.check_names(model_trace, guide_trace)
-    rows = len(batch[0])
+    rows = batch[0].shape[0]  # len(x) would tie a captured graph to one batch size
     contract.check_plates(guide_trace, "guide", rows)
     contract.check_plates(model_trace, "model", rows)
     return _record(model_trace, guide_trace, Size([particles, rows]), linear)

@@ -1,0 +1,115 @@
+"""The shape of the tree: who imports whom, what is public, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ppl_vae as pv
+
+ROOT = Path(__file__).parents[1]
+PYTHON_FILES = [path for folder in ("ppl_vae", "models", "guides") for path in (ROOT / folder).rglob("*.py")]
+
+# What each part of the library may import of the library; other parts may import anything below them.
+MAY_IMPORT = {
+    "nets": set(),
+    "particles": set(),
+    "contract": set(),
+    "batches": set(),
+    "diagnostics": set(),
+    "objectives.vocabulary": {"particles"},
+    "objectives.bounds": {"objectives", "particles"},
+    "programs": {"batches"},
+    "weighing": {"batches", "contract", "particles", "programs"},
+    "steps": {"batches", "checking", "objectives", "particles", "programs", "weighing"},
+}
+PUBLIC = {
+    *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
+    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+}
+
+
+def imports(path):
+    """Yield the modules that a file imports, at its top level or anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from whole if node.module == "ppl_vae" else {node.module}
+
+
+def ours(path):
+    return {name.removeprefix("ppl_vae.") for name in imports(path) if name.startswith("ppl_vae")}
+
+
+@pytest.mark.parametrize("kind", ["models", "guides"])
+def test_programs_import_nets_and_nothing_else_of_the_library(kind):
+    for path in (ROOT / kind).glob("*.py"):
+        assert ours(path) <= {"nets"}, path
+        assert {name.split(".")[0] for name in imports(path)} <= {"ppl_vae", "pyro", "torch", "collections", "math"}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_down(module):
+    path = ROOT / "ppl_vae" / (module.replace(".", "/") + ".py")
+    assert {name.split(".")[0] for name in ours(path)} <= MAY_IMPORT[module]
+
+
+def test_the_library_never_imports_models_or_guides():
+    for path in (ROOT / "ppl_vae").rglob("*.py"):
+        assert not {name for name in ours(path) if name.split(".")[0] in ("models", "guides")}, path
+
+
+def test_objectives_and_the_record_know_torch_alone():
+    for path in (ROOT / "ppl_vae" / "particles.py", *(ROOT / "ppl_vae" / "objectives").glob("*.py")):
+        assert "pyro" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_one_file_weighs_with_pyros_handlers():
+    using = {path.stem for path in (ROOT / "ppl_vae").rglob("*.py") if "poutine.replay" in path.read_text()}
+    assert using == {"weighing"}
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.stem)
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_public_names_are_there():
+    assert set(pv.__all__) >= PUBLIC
+    for name in pv.__all__:
+        assert getattr(pv, name).__doc__, name
+
+
+def test_verbs_are_functions_and_not_modules():
+    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct"):
+        assert callable(getattr(pv, verb))
+
+
+QUIET = """
+import random, sys, warnings
+import numpy, pyro, torch
+before = set(sys.modules)
+state = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+settings = torch.distributions.Distribution._validate_args, torch.get_default_dtype(), torch.get_num_threads()
+warnings.simplefilter("error")
+import ppl_vae
+assert torch.equal(torch.get_rng_state(), state[0])
+assert (random.getstate(), numpy.random.get_state()[1].tolist()) == state[1:]
+now = torch.distributions.Distribution._validate_args, torch.get_default_dtype(), torch.get_num_threads()
+assert settings == now
+assert not pyro.get_param_store()._params
+heavy = {"arviz", "matplotlib", "sklearn", "torchvision", "scipy", "typer", "rich"}
+loaded = {name.split(".")[0] for name in set(sys.modules) - before}
+assert not heavy & loaded, heavy & loaded
+assert not {n for n in sys.modules if n.startswith(("ppl_vae.models", "ppl_vae.guides"))}
+print("quiet")
+"""
+
+
+def test_importing_changes_nothing_and_loads_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True)
+    assert done.stdout == "quiet\n", done.stderr

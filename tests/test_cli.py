@@ -1,0 +1,199 @@
+"""The command line, as a person types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from ppl_vae import cli, runs
+
+FAST = ["--epochs", "3", "--hidden", "16", "--z-dim", "2", "--eval-particles", "50"]
+FILES = {
+    "config.toml",
+    "metrics.csv",
+    "checkpoint.pt",
+    "evaluation.json",
+    "learning_curve.png",
+    "samples.png",
+    "reconstructions.png",
+}
+
+OWN = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, x_dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, x_dim))
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.weight, 0.5).to_event(1), obs=x)
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 64))
+        self.loc = nn.Linear(64, 2)
+    def model(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.weight, 0.5).to_event(1), obs=x)
+    def guide(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(self.loc(x), 0.5).to_event(1))
+
+both = Both()
+"""
+
+
+def run(monkeypatch, *arguments):
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["ppl-vae", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def finished(monkeypatch, tmp_path, capsys):
+    """A finished run of the default job, only shorter."""
+    assert run(monkeypatch, "fit", *FAST) == 0
+    return tmp_path / "runs" / "vae-digits-elbo"
+
+
+def test_fit_leaves_a_whole_run_folder(finished, capsys):
+    assert {path.name for path in finished.iterdir()} == FILES
+    result = json.loads((finished / "evaluation.json").read_text())
+    assert result["n"] == 360
+    assert result["particles"] == 50
+    assert result["elbo"] < result["log_px"]
+    assert len(runs.read_metrics(finished)["epoch"]) == 3
+    for picture in FILES:
+        if picture.endswith(".png"):
+            assert imread(finished / picture).std() > 0.05, f"{picture} is blank"
+
+
+def test_fit_prints_what_it_did_and_where(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, "fit", *FAST)
+    printed = capsys.readouterr().out
+    for part in ("test log-likelihood", "±", "K = 50, N = 360", "not to be trusted", "runs/vae-digits-elbo", "Next:"):
+        assert part in printed
+
+
+def test_a_second_run_takes_a_folder_of_its_own(monkeypatch, finished):
+    assert run(monkeypatch, "fit", *FAST) == 0
+    assert finished.with_name("vae-digits-elbo-2").is_dir()
+
+
+def test_one_seed_repeats_a_run(monkeypatch, finished, tmp_path):
+    assert run(monkeypatch, "fit", *FAST, "--out", "again") == 0
+    first, again = (runs.read_metrics(folder)["valid_bound"] for folder in (finished, tmp_path / "again"))
+    assert first == again
+    assert (finished / "evaluation.json").read_text() == (tmp_path / "again" / "evaluation.json").read_text()
+
+
+def test_evaluate_repeats_the_number_of_the_run(monkeypatch, finished, capsys):
+    assert run(monkeypatch, "evaluate", str(finished), "--particles", "50") == 0
+    assert "Log-likelihood of VAE (guide Normal) on digits" in capsys.readouterr().out.replace("\n", " ")
+    again = (finished / "evaluation_K50_seed0.json").read_text()
+    assert again == (finished / "evaluation.json").read_text()
+
+
+def test_sample_draws_from_a_finished_run(monkeypatch, finished):
+    assert run(monkeypatch, "sample", str(finished), "--n", "5", "--seed", "3") == 0
+    with np.load(finished / "samples_n5_seed3.npz") as draws:
+        assert draws["x"].shape == (5, 64)
+        assert draws["z"].shape == (5, 2)
+    assert (finished / "samples_n5_seed3.png").exists()
+
+
+def test_list_shows_what_there_is(monkeypatch, capsys):
+    assert run(monkeypatch, "list") == 0
+    printed = capsys.readouterr().out
+    for name in ("linear_gaussian", "vae", "exact", "normal", "elbo", "iwae", "digits", "omniglot"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [["--model", "own.py:Model"], ["--model", "own.py:both.model", "--guide", "own.py:both.guide"]],
+    ids=["class", "methods"],
+)
+def test_peoples_own_programs(monkeypatch, tmp_path, capsys, programs):
+    (tmp_path / "own.py").write_text(OWN)
+    assert run(monkeypatch, "fit", *programs, *FAST, "--out", "run") == 0
+    recorded = run(monkeypatch, "evaluate", "run", "--particles", "20")
+    assert recorded == 1  # a path in a run folder is never executed
+    assert "this run used own.py:" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", "run", "--particles", "50", *programs) == 0
+    assert (tmp_path / "run" / "evaluation_K50_seed0.json").read_text() == (
+        tmp_path / "run" / "evaluation.json"
+    ).read_text()
+    assert run(monkeypatch, "sample", "run", *programs) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "options"),
+    [
+        ("linear_gaussian", "exact", []),
+        ("vae", "normal", ["--likelihood", "gaussian"]),
+        ("vae", "normal", ["--objective", "iwae", "--particles", "5", "--binarize", "static"]),
+    ],
+)
+def test_other_programs_and_bounds(monkeypatch, model, guide, options, tmp_path):
+    assert run(monkeypatch, "fit", "--model", model, "--guide", guide, *options, *FAST, "--out", "run") == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert run(monkeypatch, "evaluate", "run", "--particles", "50") == 0
+
+
+WRONG = {
+    "an unknown model": (["fit", "--model", "gan"], "model: unknown name 'gan'; there are linear_gaussian, vae"),
+    "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are exact, normal"),
+    "an unknown bound": (["fit", "--objective", "vimco"], "objective: unknown name 'vimco'; there are elbo, iwae"),
+    "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
+    "unknown data": (["fit", "--data", "cifar"], "name: unknown data set 'cifar'"),
+    "an unknown binarisation": (["fit", "--binarize", "no"], "binarize: expected None or one of"),
+    "a negative step": (["fit", "--learning-rate", "-1"], "learning_rate: expected a positive number, found -1.0"),
+    "a missing file": (["fit", "--model", "nowhere.py:Model"], "nowhere.py: no such file"),
+    "no run": (["evaluate", "nowhere"], "nowhere: not a finished run (it has no config.toml)"),
+    "a guide that does not fit": (["fit", "--guide", "exact"], "VAE has no method posterior"),
+    "no epochs": (["fit", "--epochs", "0"], "greater than or equal to 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors_are_a_line_not_a_traceback(monkeypatch, capsys, tmp_path, case):
+    arguments, message = WRONG[case]
+    assert run(monkeypatch, *arguments) != 0
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_inside_a_persons_program_keeps_its_traceback(monkeypatch, tmp_path):
+    (tmp_path / "own.py").write_text(OWN.replace("z @ self.weight", "z @ self.weight.mT"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(monkeypatch, "fit", "--model", "own.py:Model", *FAST)
+
+
+def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
+    before = (finished / "checkpoint.pt").read_bytes()
+    assert run(monkeypatch, "fit", *FAST, "--out", str(finished)) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+def test_the_module_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "ppl_vae", "--help"], capture_output=True, text=True, check=True)
+    for command in ("fit", "evaluate", "sample", "list"):
+        assert command in done.stdout

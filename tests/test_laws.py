@@ -1,0 +1,192 @@
+"""Laws that every model with every guide obeys. A new file in models/ or guides/ is tested by existing."""
+
+import inspect
+import io
+
+import pairs
+import pyro
+import pytest
+import torch
+from given import Given
+from pyro.infer import SVI, Trace_ELBO
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ppl_vae as pv
+from ppl_vae import zoo
+from ppl_vae.programs import Programs
+
+PAIRS = pairs.names()
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request):
+    return pairs.make(*request.param)
+
+
+@pytest.fixture(params=pv.objectives.every().values(), ids=lambda bound: bound.facts.name)
+def bound(request):
+    return request.param
+
+
+def test_discovery_finds_the_tree():
+    for kind in zoo.KINDS:
+        assert set(zoo.discover(kind)) == pairs.files(kind)
+    assert {m for m, _ in PAIRS} == pairs.files("models")
+    assert {g for _, g in PAIRS} == pairs.files("guides")
+    assert len(PAIRS) >= pairs.AT_LEAST
+
+
+def test_default_sizes_fit_each_other():
+    for model, guide in PAIRS:
+        program = zoo.find("models", model)()
+        pv.check(program, zoo.build(zoo.find("guides", guide), {"model": program}), torch.ones(2, 784))
+
+
+def test_check_passes(pair):
+    pv.check(pair.model, pair.guide, pair.data())
+
+
+def test_weights_have_a_value_for_each_particle_and_datum(pair):
+    x = pair.data(5)
+    particles = pv.weigh(pair.model, pair.guide, x, particles=3)
+    assert particles.log_w.shape == (3, 5)
+    assert particles.log_w.isfinite().all()
+    assert len(particles) == 3
+    for density in (*particles.log_p.values(), *particles.log_q.values()):
+        assert density.shape == (3, 5)
+    for value in particles.values.values():
+        assert value.shape[:2] == (3, 5)
+
+
+def test_bounds_give_a_number_for_each_datum(pair, bound):
+    particles = pv.weigh(pair.model, pair.guide, pair.data(5), particles=3)
+    assert bound(particles).shape == (5,)
+
+
+def test_rows_do_not_depend_on_each_other(pair):
+    x = pair.data(4)
+    together = pv.weigh(pair.model, pair.guide, x, particles=3)
+    for i in range(4):
+        values = {name: value[:, i : i + 1] for name, value in together.values.items()}
+        with Given(values):
+            alone = pv.weigh(pair.model, pair.guide, x[i : i + 1], particles=3)
+        torch.testing.assert_close(alone.log_w, together.log_w[:, i : i + 1], rtol=1e-10, atol=1e-10)
+
+
+def test_every_parameter_gets_a_gradient(pair, bound):
+    particles = pv.weigh(pair.model, pair.guide, pair.data(5), particles=3)
+    bound(particles).sum().backward()
+    for name, parameter in pair.parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_state_survives_saving_and_loading(pair, request):
+    file = io.BytesIO()
+    torch.save(Programs(pair.model, pair.guide).state_dict(), file)
+    file.seek(0)
+    fresh = pairs.make(*request.node.callspec.params["pair"])
+    for parameter in fresh.parameters().values():
+        parameter.data.normal_()
+    Programs(fresh.model, fresh.guide).load_state_dict(torch.load(file, weights_only=True))
+    x = pair.data()
+    torch.manual_seed(1)
+    before = pv.weigh(pair.model, pair.guide, x, particles=2).log_w
+    torch.manual_seed(1)
+    assert torch.equal(pv.weigh(fresh.model, fresh.guide, x, particles=2).log_w, before)
+
+
+def test_sample_draws_every_site(pair):
+    draws = pv.sample(pair.model, shape=(pairs.SMALL["x_dim"],), n=7)
+    assert draws["x"].shape == (7, pairs.SMALL["x_dim"])
+    assert set(pv.weigh(pair.model, pair.guide, draws["x"]).values) == set(draws) - {"x"}
+    assert all(len(value) == 7 for value in draws.values())
+
+
+def test_reconstruct_gives_the_form_of_the_data(pair):
+    x = pair.data(4)
+    assert pv.reconstruct(pair.model, pair.guide, x, particles=2)["x"].shape == x.shape
+
+
+def test_pyro_elbo_module_with_a_torch_optimizer_moves_every_parameter(pair):
+    loss, x = Trace_ELBO()(pair.model, pair.guide), pair.data()
+    before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    loss(x).backward()
+    optimizer.step()
+    assert_all_moved(pair, before)
+
+
+def test_pyro_svi_moves_every_parameter_of_registered_programs(pair):
+    x = pair.data()
+    before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+    optimizer = pyro.optim.Adam({"lr": 1e-2})
+    model, guide = pv.registered(pair.model), pv.registered(pair.guide) if list(pair.guide.parameters()) else pair.guide
+    SVI(model, guide, optimizer, Trace_ELBO()).step(x)
+    assert_all_moved(pair, before)
+
+
+def test_fit_moves_every_parameter_and_leaves_pyros_store_empty(pair, bound):
+    before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+    pv.fit(pair.model, pair.guide, pair.data(10), objective=bound, particles=2, epochs=2, batch_size=5)
+    assert_all_moved(pair, before)
+    assert not list(pyro.get_param_store().keys())
+
+
+def assert_all_moved(pair, before):
+    for name, parameter in pair.parameters().items():
+        assert not torch.equal(parameter, before[name]), f"{name} did not move"
+
+
+class Watch(TorchDispatchMode):
+    """Record the operations on tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_loss_and_gradients_never_wait_for_the_device(pair, bound):
+    """A number read off a tensor would stop a GPU at every step, and capture altogether."""
+    x, parameters = pair.data(), list(pair.parameters().values())
+    with pyro.validation_enabled(False), Watch() as watch:
+        value = bound(pv.weigh(pair.model, pair.guide, x, particles=3)).mean()
+        torch.autograd.grad(value, parameters)
+    assert "aten.mm.default" in watch.seen
+    assert "aten._local_scalar_dense.default" not in watch.seen
+
+
+def test_loss_and_gradients_can_be_captured_as_one_graph(pair, bound):
+    x, parameters = pair.data(), list(pair.parameters().values())
+
+    def loss_and_gradients(x):
+        value = bound(pv.weigh(pair.model, pair.guide, x, particles=3)).mean()
+        return value, *torch.autograd.grad(value, parameters)
+
+    with pyro.validation_enabled(False):
+        graph = make_fx(loss_and_gradients)(x)
+        torch.manual_seed(1)
+        eager = loss_and_gradients(x)
+    torch.manual_seed(1)
+    for captured, wanted in zip(graph(x), eager, strict=True):
+        torch.testing.assert_close(captured, wanted)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_docstrings_say_what_a_program_is(kind):
+    for name, program in zoo.discover(kind).items():
+        text = inspect.getdoc(inspect.getmodule(program))
+        for part in ("| symbol | site | shape", "Reference:", "Example:", ">>>", "for each datum::"):
+            assert part in text, f"{kind}/{name}.py lacks {part!r}"
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_programs_stay_short(kind):
+    for name in pairs.files(kind):
+        assert len((pairs.ROOT / kind / f"{name}.py").read_text().splitlines()) <= 90, name

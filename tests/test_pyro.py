@@ -1,0 +1,166 @@
+"""Against Pyro at the same seed, and the defects of its own parts that this library must not inherit."""
+
+import pairs
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from test_objectives import Bits, BitsGuide
+
+import ppl_vae as pv
+
+PAIRS = pairs.names()
+VECTORISED = {"vectorize_particles": True, "max_plate_nesting": 1}
+
+
+def value_and_gradients(loss, model, guide, x):
+    """Return a Pyro loss and its gradients, seeded."""
+    modules = (model, guide)
+    for module in modules:
+        module.zero_grad()
+    # Pyro's classes call backward only if they meet param sites.
+    programs = [pv.registered(m) if list(m.parameters()) else m for m in modules]
+    torch.manual_seed(7)
+    value = loss.loss_and_grads(*programs, x)
+    pyro.clear_param_store()
+    return value, {(i, n): p.grad.clone() for i, m in enumerate(modules) for n, p in m.named_parameters()}
+
+
+def assert_same(ours, theirs, model, guide, x):
+    value, gradients = value_and_gradients(ours, model, guide, x)
+    wanted, wanted_gradients = value_and_gradients(theirs, model, guide, x)
+    assert value == pytest.approx(wanted, rel=1e-12)
+    for name, gradient in wanted_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+def test_elbo_is_trace_elbo(names, particles):
+    pair = pairs.make(*names)
+    theirs = Trace_ELBO(num_particles=particles, **VECTORISED)
+    assert_same(pv.ELBO(pv.objectives.elbo, particles), theirs, pair.model, pair.guide, pair.data())
+
+
+@pytest.mark.parametrize("particles", [2, 5])
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+def test_iwae_is_renyi_elbo_with_alpha_zero(names, particles):
+    pair = pairs.make(*names)
+    theirs = RenyiELBO(alpha=0, num_particles=particles, **VECTORISED)
+    assert_same(pv.ELBO(pv.objectives.iwae, particles), theirs, pair.model, pair.guide, pair.data())
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+def test_elbo_of_discrete_latents_is_trace_elbo(particles):
+    x = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    theirs = Trace_ELBO(num_particles=particles, **VECTORISED)
+    assert_same(pv.ELBO(pv.objectives.elbo, particles), theirs, Bits(), BitsGuide(), x)
+
+
+class Subsampled(torch.nn.Module):
+    """A normal model whose plate is a batch out of ``size`` data, as in Pyro's Lightning example."""
+
+    def __init__(self, size, role):
+        super().__init__()
+        self.size, self.role = size, role
+        self.loc = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", self.size, len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loc, torch.ones_like(self.loc)))
+            if self.role == "model":
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_the_plates_scale_stays_outside_the_weights():
+    x = torch.randn(4, dtype=torch.float64)
+    sub = [Subsampled(40, role) for role in ("model", "guide")]
+    full = [Subsampled(4, role) for role in ("model", "guide")]
+    torch.manual_seed(3)
+    drawn = pv.weigh(*sub, x, particles=5)
+    with_scale = pv.objectives.iwae(drawn)
+    values = drawn.values["z"]
+    by_hand = dist.Normal(values, 1.0).log_prob(x)  # prior and guide agree and cancel
+    assert drawn.scale == 10
+    torch.testing.assert_close(with_scale, by_hand.logsumexp(0) - torch.tensor(5.0).double().log())
+    assert pv.weigh(*full, x).scale == 1
+
+
+def test_pv_elbo_scales_its_total_as_trace_elbo():
+    x = torch.randn(4, dtype=torch.float64)
+    ours, theirs = pv.ELBO(pv.objectives.elbo, 5), Trace_ELBO(num_particles=5, **VECTORISED)
+    assert_same(ours, theirs, Subsampled(40, "model"), Subsampled(40, "guide"), x)
+
+
+def annealed(pair, beta):
+    def around(program):
+        def scaled(x):
+            with poutine.scale(scale=beta):
+                return program(x)
+
+        return scaled
+
+    return around(pair.model), around(pair.guide)
+
+
+def test_a_scale_of_its_own_is_for_linear_bounds_only():
+    pair = pairs.make("vae", "normal")
+    x = pair.data()
+    with pytest.raises(pv.ContractError, match=r"site 'z' has a scale of its own.*linear.*such as elbo"):
+        pv.weigh(*annealed(pair, 0.5), x, particles=2)
+    with pytest.raises(pv.ContractError, match="scale of its own"):
+        pv.ELBO(pv.objectives.iwae, 2).loss(*annealed(pair, 0.5), x)
+    torch.manual_seed(0)
+    half = pv.ELBO(pv.objectives.elbo, 2).loss(*annealed(pair, 0.5), x)
+    torch.manual_seed(0)
+    assert half == pytest.approx(0.5 * pv.ELBO(pv.objectives.elbo, 2).loss(pair.model, pair.guide, x))
+
+
+@pytest.mark.parametrize("bound", pv.objectives.every().values(), ids=lambda b: b.facts.name)
+def test_pv_elbo_works_as_a_module_and_without_gradients(bound):
+    pair = pairs.make("vae", "normal")
+    x = pair.data()
+    loss = pv.ELBO(bound, num_particles=3)(pair.model, pair.guide)
+    assert len(list(loss.parameters())) == len(pair.parameters())
+    with torch.no_grad():
+        assert loss(x).isfinite()
+
+
+def test_pv_elbo_trains_registered_programs_under_svi():
+    pair = pairs.make("vae", "normal")
+    x = pair.data(20)
+    svi = SVI(
+        pv.registered(pair.model),
+        pv.registered(pair.guide),
+        pyro.optim.Adam({"lr": 1e-2}),
+        pv.ELBO(pv.objectives.iwae, num_particles=5),
+    )
+    losses = [svi.step(x) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_a_plain_module_under_svi_trains_nothing_without_registered():
+    pair = pairs.make("vae", "normal")
+    before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+    SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(pair.data())
+    assert all(torch.equal(p, before[name]) for name, p in pair.parameters().items())
+
+
+def test_registered_refuses_a_program_without_modules():
+    def model(x):
+        pyro.param("loc", torch.zeros(()))
+
+    with pytest.raises(TypeError, match="model has no modules"):
+        pv.registered(model)
+
+
+def test_registered_instances_never_share_tensors():
+    first, second = pairs.make("vae", "normal"), pairs.make("vae", "normal")
+    x = first.data()
+    for pair in (first, second):
+        before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+        svi = SVI(pv.registered(pair.model), pv.registered(pair.guide), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        svi.step(x)
+        assert not any(torch.equal(p, before[name]) for name, p in pair.parameters().items())
