@@ -44,7 +44,7 @@ def fit(
         typer.Option(help="threshold, static or dynamic; dynamic for a bernoulli likelihood if left out."),
     ] = None,
     eval_particles: Annotated[int, typer.Option(min=1, help="K: draws per datum for the test log-likelihood.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarisation.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarization.")] = 0,
     root: Root = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run; a free one under runs/ if left out.")

@@ -239,7 +239,7 @@ def _inside(fn: Any, value: Tensor, mask: Tensor | bool | None) -> Tensor:
 def _repair(fn: Any) -> str:
     if isinstance(_innermost(fn), dist.Bernoulli):
         return (
-            "binarise them (pv.data.load(..., binarize='dynamic'), or transform=torch.bernoulli in pv.fit), or choose "
+            "binarize them (pv.data.load(..., binarize='dynamic'), or transform=torch.bernoulli in pv.fit), or choose "
             "a likelihood for grey values"
         )
     return "rescale the data or choose another likelihood"

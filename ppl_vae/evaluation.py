@@ -163,10 +163,9 @@ def evaluate(
     batches = source(data.test if isinstance(data, Splits) else data, batch_size)
     programs = Programs(model, guide)
     with undisturbed(programs, seed, training=False), progress_bar("Evaluating", batches.batches, progress) as bar:
-        device = programs.device
-        parts = []
+        parts: list[Mapping[str, Tensor]] = []
         for start, batch in _numbered(batches):
-            batch = tuple(part.to(device) for part in batch)
+            batch = programs.on_device(batch)
             if not parts:
                 check(model, guide, batch)
             parts.append(_estimates(_log_weights(model, guide, batch, particles, chunk, start)))
@@ -179,7 +178,7 @@ def _subject(model: Program, guide: Program, data: Any) -> str:
     pair = f"{program_name(model)} (guide {program_name(guide)})"
     if not isinstance(data, Splits):
         return pair
-    return f"{pair} on {data.info.name} (test, {data.info.binarisation} binarisation)".replace("grey b", "no b")
+    return f"{pair} on {data.info.name} (test, {data.info.binarization} binarization)".replace("grey b", "no b")
 
 
 def _numbered(batches: Any) -> Iterator[tuple[int, Batch]]:

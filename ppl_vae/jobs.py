@@ -64,7 +64,7 @@ class Job:
 
     def __init__(self, settings: Settings, root: str | None = None):
         model = zoo.find("models", settings.model)
-        binarize = settings.binarize or _default_binarisation(model, settings)
+        binarize = settings.binarize or _default_binarization(model, settings)
         self.splits = load(settings.data, root, binarize, settings.seed)
         self.settings = settings = replace(settings, binarize=binarize)
         options: dict[str, Any] = {
@@ -150,8 +150,8 @@ class Job:
         return nn.Sequential(network, LIKELIHOODS[s.likelihood]())
 
 
-def _default_binarisation(model: Any, settings: Settings) -> str | None:
-    """Return how to binarise for the likelihood that the settings give a model's decoder."""
+def _default_binarization(model: Any, settings: Settings) -> str | None:
+    """Return how to binarize for the likelihood that the settings give a model's decoder."""
     grey = settings.likelihood != "bernoulli" or not zoo.takes(model, "decoder")
     return None if grey or settings.data == "static_mnist" else "dynamic"
 

@@ -3,6 +3,7 @@
 Figures are made without pyplot: nothing global, no backend, no window.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,15 @@ def reconstructions(x: Tensor, means: Tensor, shape: tuple[int, int], title: str
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    class Picture(Figure):
+        """A figure that shows itself in a notebook, whatever the backend."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Picture(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _mosaic(images: Tensor, shape: tuple[int, int], columns: int) -> Tensor:

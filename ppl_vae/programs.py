@@ -191,11 +191,14 @@ class Programs:
         for module in self.modules.values():
             module.train(mode)
 
+    def on_device(self, batch: Batch) -> Batch:
+        """Return the batch on the device of the parameters; as it is where there are none."""
+        return batch if self._device is None else tuple(part.to(self._device) for part in batch)
+
     @cached_property
-    def device(self) -> torch.device:
-        """The device of the parameters; the CPU where there are none."""
-        tensors = [t for module in self.modules.values() for t in (*module.parameters(), *module.buffers())]
-        return next(iter(tensors), torch.zeros(())).device
+    def _device(self) -> torch.device | None:
+        in_modules = (t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
+        return next((t.device for t in (*in_modules, *self._at_sites.values())), None)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ def progress_bar(title: str, total: int | None, show: bool | None) -> Iterator[B
     Args:
         title: text before the bar.
         total: number of advances, or None where it is not known.
-        show: whether to show it; when None, only in a terminal or notebook.
+        show: whether to show it; when None, in a terminal, and in a notebook that has ipywidgets.
     """
     # Imported here: rich takes time to load, and draws from Python's random numbers as it does.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    visible = (console.is_terminal or console.is_jupyter) if show is None else show
+    somebody_looks = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+    visible = somebody_looks if show is None else show
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -62,10 +62,10 @@ def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Pro
         raise ValueError(f"n: expected a whole number of at least 1, found {n!r}")
     if shape is not None:
         dtypes = [p.dtype for p in programs.parameters().values()]
-        return (torch.zeros(n, *shape, dtype=next(iter(dtypes), torch.float32), device=programs.device),)
+        return programs.on_device((torch.zeros(n, *shape, dtype=next(iter(dtypes), torch.float32)),))
     batch = as_batch(like)
     rows = torch.arange(n) % len(batch[0])
-    return tuple(part[rows.to(part.device)].to(programs.device) for part in batch)
+    return programs.on_device(tuple(part[rows.to(part.device)] for part in batch))
 
 
 def _draws(model: Program, batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         torch.Size([3, 784])
     """
     programs = Programs(model, guide)
-    batch = tuple(part.to(programs.device) for part in as_batch(x))
+    batch = programs.on_device(as_batch(x))
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
         model_trace, _ = paired_traces(model, guide, batch, particles)
     return {name: mean.mean(0) for name, mean in _means(model_trace).items()}

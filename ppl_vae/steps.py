@@ -98,7 +98,7 @@ class SVIStep:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _batch(self, x: Any) -> Batch:
-        return tuple(part.to(self.programs.device) for part in as_batch(x))
+        return self.programs.on_device(as_batch(x))
 
     def _check_once(self, batch: Batch) -> None:
         if not self._checked:
@@ -167,7 +167,7 @@ def check_options(objective: Objective, particles: int, compile: bool | str) -> 
         raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
     if compile not in ("auto", False):
         raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
-    if not callable(objective):
+    if not callable(objective) or isinstance(objective, pyro.infer.ELBO):
         raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")

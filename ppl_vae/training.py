@@ -32,7 +32,8 @@ class Fit:
 
     Attributes:
         history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
-            ``"valid_bound"`` in nats per datum (sums over data / N), ``"seconds"`` since the start.
+            ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
+            ``"seconds"`` since the start.
         best: the epoch whose parameters the programs now have, and its bound. The best one on the
             validation data, the last one without them.
         out: the run folder, or None.
@@ -76,7 +77,7 @@ def fit(
     Args:
         model: Pyro program.
         guide: Pyro program with the same arguments.
-        data: `Splits` (trains on ``train``, validates on ``valid``, binarises anew in every batch
+        data: `Splits` (trains on ``train``, validates on ``valid``, binarizes anew in every batch
             where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
         objective: a bound, ``Particles -> (B,)``.
         particles: K, draws per datum.
@@ -182,7 +183,8 @@ class _Loop:
     ):
         self.step, self.train, self.valid = step, train, valid
         self.epochs, self.seed, self.folder, self.progress = epochs, seed, folder, progress
-        self.order = torch.Generator().manual_seed(seed)
+        # Seeded from the noise's generator, so that order and noise are different streams.
+        self.order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self.result = Fit(out=folder)
         self.best_state = copy.deepcopy(step.state_dict())
 
@@ -191,7 +193,7 @@ class _Loop:
         per_epoch = self.train.batches
         with progress_bar("Training", per_epoch and per_epoch * self.epochs, self.progress) as bar:
             for epoch in range(1, self.epochs + 1):
-                row = {"epoch": epoch, "train_bound": self._train_epoch(epoch, bar)}
+                row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
                 if self.valid is not None:
                     row["valid_bound"] = self._validate()
                 row["seconds"] = time.perf_counter() - started
@@ -201,15 +203,20 @@ class _Loop:
             runs.write_checkpoint(self.folder, self.best_state, self.result.best)
         return self.result
 
-    def _train_epoch(self, epoch: int, bar: Bar) -> float:
-        """Step through one epoch and return the mean bound over its data."""
-        total, rows = torch.zeros(()), 0
+    def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, float]:
+        """Step through one epoch and return the mean bound and penalties over its data."""
+        totals: dict[str, Tensor] = {}
+        rows = 0
         for batch in self.train.shuffled(self.order):
-            # Summed as a tensor: a step must not wait for the device.
-            total = total + self.step(batch).bound * len(batch[0])
-            rows += len(batch[0])
-            bar.advance(lambda: f"epoch {epoch}, bound {float(total) / rows:.2f} nats per datum")  # noqa: B023
-        return self._finite(float(total) / rows, epoch)
+            info, n = self.step(batch), len(batch[0])
+            # Summed as tensors: a step must not wait for the device.
+            for name, value in {"train_bound": info.bound, **info.penalties}.items():
+                totals[name] = totals.get(name, 0.0) + value * n
+            rows += n
+            bar.advance(partial(_note, epoch, totals["train_bound"], rows))
+        means = {name: float(total) / rows for name, total in totals.items()}
+        self._refuse_nan(means["train_bound"], epoch)
+        return means
 
     def _validate(self) -> float:
         with forked_random_state(self.seed):  # the same noise each time, so that epochs compare
@@ -226,11 +233,14 @@ class _Loop:
         if self.folder:
             runs.append_metrics(self.folder, row)
 
-    def _finite(self, bound: float, epoch: int) -> float:
+    def _refuse_nan(self, bound: float, epoch: int) -> None:
         if not math.isfinite(bound):
             self.step.load_state_dict(self.best_state)
             raise FloatingPointError(
                 f"the bound became {bound} in epoch {epoch}; the programs have their best parameters so far back. "
                 "Try a smaller learning rate, or a floor under the scales that networks give"
             )
-        return bound
+
+
+def _note(epoch: int, total: Tensor, rows: int) -> str:
+    return f"epoch {epoch}, bound {float(total) / rows:.2f} nats per datum"

@@ -84,14 +84,17 @@ def _particle_plate(particles: int) -> AbstractContextManager:
 def _record(model_trace: Any, guide_trace: Any, shape: Size, linear: bool) -> Particles:
     model_sites, guide_sites = (dict(contract.sample_sites(t)) for t in (model_trace, guide_trace))
     log_p = {name: _scaled(name, site, linear).expand(shape) for name, site in model_sites.items()}
+    log_q = {name: _scaled(name, site, linear).expand(shape) for name, site in guide_sites.items()}
     penalties = {name: log_p.pop(name) for name in model_sites if _is_penalty(name)}
+    # A factor of the guide enters an ELBO with a minus; so does its penalty.
+    penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
     if not log_p:
         raise ContractError("model: it has no sample site; give the data a likelihood, pyro.sample('x', ..., obs=x)")
     drawn = contract.latents(guide_trace)
     score = [_log_prob(site).expand(shape) for site in drawn.values() if not site["fn"].has_rsample]
     return Particles(
         log_p=log_p,
-        log_q={name: _scaled(name, site, linear).expand(shape) for name, site in guide_sites.items()},
+        log_q=log_q,
         log_q_score=sum(score, start=torch.zeros(())),
         values={name: site["value"] for name, site in drawn.items()},
         penalties=penalties,

@@ -263,7 +263,7 @@ WRONG = {
         vae(),
         guide(),
         torch.full((8, D), 0.4),
-        r"site 'x': data from 0.4 to 0.4 are outside the support .*\(Bernoulli.*binarise them \(pv.data.load",
+        r"site 'x': data from 0.4 to 0.4 are outside the support .*\(Bernoulli.*binarize them \(pv.data.load",
     ),
     "NaN data": (
         vae(),

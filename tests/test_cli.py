@@ -161,7 +161,7 @@ WRONG = {
     "an unknown bound": (["fit", "--objective", "vimco"], "objective: unknown name 'vimco'; there are elbo, iwae"),
     "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
     "unknown data": (["fit", "--data", "cifar"], "name: unknown data set 'cifar'"),
-    "an unknown binarisation": (["fit", "--binarize", "no"], "binarize: expected None or one of"),
+    "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected None or one of"),
     "a negative step": (["fit", "--learning-rate", "-1"], "learning_rate: expected a positive number, found -1.0"),
     "a missing file": (["fit", "--model", "nowhere.py:Model"], "nowhere.py: no such file"),
     "no run": (["evaluate", "nowhere"], "nowhere: not a finished run (it has no config.toml)"),

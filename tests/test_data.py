@@ -1,4 +1,4 @@
-"""Data sets: fixed splits, binarisation as named, checksums."""
+"""Data sets: fixed splits, binarization as named, checksums."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ def test_sets_have_their_sizes_and_values(name):
         assert x.max() <= 1
     for split, labels in splits.info.labels.items():
         assert len(labels) == len(getattr(splits, split))
-    assert splits.info.binarisation == ("fixed" if name == "static_mnist" else "grey")
+    assert splits.info.binarization == ("fixed" if name == "static_mnist" else "grey")
     assert "{:,} / {:,} / {:,}".format(*sizes) in pv.data.describe(name)
 
 
@@ -49,7 +49,7 @@ def test_digits_are_split_without_overlap_and_always_alike():
     assert len(set(rows)) == len(rows) == 1797
 
 
-def test_static_binarisation_is_drawn_once_by_the_seed():
+def test_static_binarization_is_drawn_once_by_the_seed():
     static, again, other = (pv.data.load("digits", binarize="static", seed=s) for s in (0, 0, 1))
     for a, b, c in zip(static[:3], again[:3], other[:3], strict=True):
         assert torch.equal(a, b)
@@ -58,7 +58,7 @@ def test_static_binarisation_is_drawn_once_by_the_seed():
     assert static.info.transform is None
 
 
-def test_dynamic_binarisation_keeps_training_probabilities_and_the_static_test_set():
+def test_dynamic_binarization_keeps_training_probabilities_and_the_static_test_set():
     dynamic, static = (pv.data.load("digits", binarize=how) for how in ("dynamic", "static"))
     assert torch.equal(dynamic.train, pv.data.load("digits").train)
     assert torch.equal(dynamic.test, static.test)
@@ -66,7 +66,7 @@ def test_dynamic_binarisation_keeps_training_probabilities_and_the_static_test_s
     assert dynamic.info.transform is torch.bernoulli
 
 
-def test_binarised_pixels_have_their_grey_value_as_mean():
+def test_binarized_pixels_have_their_grey_value_as_mean():
     grey, static = pv.data.load("digits"), pv.data.load("digits", binarize="static")
     n = grey.train.numel()
     error = (grey.train * (1 - grey.train)).sum().sqrt() / n

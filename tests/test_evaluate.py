@@ -124,7 +124,7 @@ def test_the_sentence_for_a_paper():
     digits = pv.data.load("digits", binarize="static")
     model, guide = pairs.digits_vae()
     text = str(pv.evaluate(model, guide, digits, particles=200))
-    assert "VAE (guide Normal) on digits (test, static binarisation)" in text
+    assert "VAE (guide Normal) on digits (test, static binarization)" in text
     for part in ("nats per datum", "±", "standard error over N = 360 data", "K = 200 draws", "k-hat above 0.7"):
         assert part in text
     few = str(pv.evaluate(model, guide, digits.test, particles=3))

@@ -6,6 +6,7 @@ from functools import partial
 import pairs
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
@@ -118,7 +119,7 @@ def test_data_come_in_every_form(pair, kind):
     assert len(result.history["valid_bound"]) == 2
 
 
-def test_dynamic_binarisation_draws_every_batch_anew():
+def test_dynamic_binarization_draws_every_batch_anew():
     seen = []
 
     class Watching(Scripted):
@@ -222,6 +223,7 @@ WRONG = {
     "no batch": ({"batch_size": 0}, "batch_size: expected a whole number of at least 1"),
     "no particles": ({"particles": 0}, "particles: expected a whole number of at least 1"),
     "a bound by name": ({"objective": "elbo"}, "objective: expected a function of Particles"),
+    "one of Pyro's objectives": ({"objective": Trace_ELBO()}, "objective: expected a function of Particles"),
     "another compiler": ({"compile": "always"}, "compile: expected 'auto', True or False"),
     "a step beside programs": ({"step": Scripted([])}, "step: it brings its own model and guide"),
 }

@@ -164,3 +164,48 @@ def test_registered_instances_never_share_tensors():
         svi = SVI(pv.registered(pair.model), pv.registered(pair.guide), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
         svi.step(x)
         assert not any(torch.equal(p, before[name]) for name, p in pair.parameters().items())
+
+
+class Penalised(torch.nn.Module):
+    """A normal model with one penalty, and one factor that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loc, torch.ones_like(self.loc)))
+            pyro.factor("penalty_size", -(z**2))
+            pyro.factor("evidence", -0.5 * z**2)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class PenalisedGuide(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loc, torch.ones_like(self.loc)))
+            pyro.factor("penalty_guide", z**4, has_rsample=True)
+
+
+def test_penalties_train_and_are_reported_but_are_no_likelihood():
+    model, guide, x = Penalised(), PenalisedGuide(), torch.randn(4, dtype=torch.float64)
+    drawn = pv.weigh(model, guide, x, particles=3)
+    z = drawn.values["z"]
+    torch.testing.assert_close(drawn.penalties["penalty_size"], -(z**2))
+    torch.testing.assert_close(drawn.penalties["penalty_guide"], -(z**4))
+    by_hand = dist.Normal(model.loc, 1.0).log_prob(z) - 0.5 * z**2 + dist.Normal(z, 1.0).log_prob(x)
+    torch.testing.assert_close(drawn.log_w, by_hand - dist.Normal(guide.loc, 1.0).log_prob(z))
+    history = pv.fit(model, guide, x, epochs=2).history
+    assert len(history["penalty_size"]) == len(history["penalty_guide"]) == 2
+    assert history["penalty_size"][0] < 0
+
+
+def test_pv_elbo_maximises_penalties_as_trace_elbo_does():
+    x = torch.randn(4, dtype=torch.float64)
+    theirs = Trace_ELBO(num_particles=3, **VECTORISED)
+    assert_same(pv.ELBO(pv.objectives.elbo, 3), theirs, Penalised(), PenalisedGuide(), x)

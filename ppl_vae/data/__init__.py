@@ -1,4 +1,4 @@
-"""Data sets with fixed splits and binarisation by name."""
+"""Data sets with fixed splits and binarization by name."""
 
 from ppl_vae.data.loading import describe, load, names
 from ppl_vae.data.splits import Info, Splits

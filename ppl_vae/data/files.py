@@ -54,7 +54,7 @@ def arrays(root: Path, name: str) -> dict[str, Any]:
 
 
 def static_mnist(root: Path) -> dict[str, Tensor]:
-    """Return the fixed binarisation of MNIST by split, ``(N, 784)``, from either form of its files."""
+    """Return the fixed binarization of MNIST by split, ``(N, 784)``, from either form of its files."""
     text = {split: f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")}
     if all((root / name).exists() for name in text.values()):
         rows = {split: np.loadtxt(verified(root, name), dtype=np.uint8) for split, name in text.items()}

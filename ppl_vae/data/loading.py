@@ -1,4 +1,4 @@
-"""Load a data set by name, with a fixed split, binarised as asked."""
+"""Load a data set by name, with a fixed split, binarized as asked."""
 
 import os
 from collections.abc import Callable
@@ -36,17 +36,17 @@ def load(name: str, root: str | Path | None = None, binarize: str | None = None,
         `Splits`: float32 tensors ``(N, height * width)``, and what is known about them.
 
     Raises:
-        ValueError: unknown name or binarisation, or a file with a wrong checksum.
+        ValueError: unknown name or binarization, or a file with a wrong checksum.
         FileNotFoundError: a file is not under the root; the message says which and whence.
 
-    Reference: static binarisation of MNIST: R. Salakhutdinov, I. Murray, "On the Quantitative
+    Reference: static binarization of MNIST: R. Salakhutdinov, I. Murray, "On the Quantitative
     Analysis of Deep Belief Networks", ICML 2008; H. Larochelle, I. Murray, "The Neural
     Autoregressive Distribution Estimator", AISTATS 2011. Dynamic: Y. Burda, R. Grosse, R.
     Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, https://arxiv.org/abs/1509.00519.
 
     Example:
         >>> digits = pv.data.load("digits", binarize="static")
-        >>> digits.test.shape, digits.info.shape, digits.info.binarisation
+        >>> digits.test.shape, digits.info.shape, digits.info.binarization
         (torch.Size([360, 64]), (8, 8), 'static')
     """
     if name not in _SETS:
@@ -55,8 +55,8 @@ def load(name: str, root: str | Path | None = None, binarize: str | None = None,
     images, labels, published, source = _SETS[name].load(folder)
     height, width = images["train"].shape[1:]
     flat = {split: x.reshape(len(x), -1).float() for split, x in images.items()}
-    how = _binarisation(name, published, binarize)
-    return Splits(**_binarised(flat, how, seed), info=Info(name, how, (height, width), labels, source))
+    how = _binarization(name, published, binarize)
+    return Splits(**_binarized(flat, how, seed), info=Info(name, how, (height, width), labels, source))
 
 
 def names() -> list[str]:
@@ -79,7 +79,7 @@ def describe(name: str) -> str:
     return _SETS[name].summary
 
 
-def _binarisation(name: str, published: str, binarize: str | None) -> str:
+def _binarization(name: str, published: str, binarize: str | None) -> str:
     known = ("threshold", "static", "dynamic")
     if binarize is None or binarize == published:
         return published
@@ -90,7 +90,7 @@ def _binarisation(name: str, published: str, binarize: str | None) -> str:
     return binarize
 
 
-def _binarised(x: Images, how: str, seed: int) -> Images:
+def _binarized(x: Images, how: str, seed: int) -> Images:
     if how in ("grey", "fixed"):
         return x
     if how == "threshold":

@@ -16,7 +16,7 @@ class Info:
 
     Attributes:
         name: its name, as `load` takes it.
-        binarisation: ``"grey"`` (values in [0, 1]), ``"threshold"``, ``"static"`` (drawn once),
+        binarization: ``"grey"`` (values in [0, 1]), ``"threshold"``, ``"static"`` (drawn once),
             ``"dynamic"`` (drawn anew in every training batch) or ``"fixed"`` (by the publisher).
         shape: height and width of an image; its pixels stand in this order in a row of the data.
         labels: labels by split, where the set has any.
@@ -24,7 +24,7 @@ class Info:
     """
 
     name: str
-    binarisation: str
+    binarization: str
     shape: tuple[int, int]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     source: str = ""
@@ -32,13 +32,13 @@ class Info:
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
         """What is applied to every training batch."""
-        return torch.bernoulli if self.binarisation == "dynamic" else None
+        return torch.bernoulli if self.binarization == "dynamic" else None
 
 
 class Splits(NamedTuple):
     """A data set in three parts, each of shape ``(N, height * width)`` and type float32.
 
-    With dynamic binarisation ``train`` holds probabilities, from which `ppl_vae.fit` draws each
+    With dynamic binarization ``train`` holds probabilities, from which `ppl_vae.fit` draws each
     batch anew; ``valid`` and ``test`` are drawn once, by the seed.
     """
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ppl_vae.objectives.vocabulary import objective
+from ppl_vae.objectives.vocabulary import objective, with_score, zero_with_gradient
 from ppl_vae.particles import Particles
 
 __all__ = ["elbo", "iwae"]
@@ -38,7 +38,7 @@ def elbo(particles: Particles) -> Tensor:
     """
     log_w = particles.log_w
     # The score of q has zero mean: adding it once cancels the -log q of the same sites in log_w.
-    surrogate = log_w + (log_w.detach() + 1) * _zero(particles.log_q_score)
+    surrogate = log_w + (log_w.detach() + 1) * zero_with_gradient(particles.log_q_score)
     return surrogate.mean(0)
 
 
@@ -70,9 +70,4 @@ def iwae(particles: Particles) -> Tensor:
         tensor([-2.])
     """
     bound = (particles.log_w + particles.log_mass).logsumexp(0)
-    return bound + bound.detach() * _zero(particles.log_q_score).sum(0)
-
-
-def _zero(x: Tensor) -> Tensor:
-    """Return a zero whose gradient is that of x."""
-    return x - x.detach()
+    return with_score(bound, particles)

@@ -61,3 +61,35 @@ def facts(bound: Objective) -> Facts:
     while isinstance(bound, partial):
         bound = bound.func
     return getattr(bound, "facts", None) or Facts(name=getattr(bound, "__name__", type(bound).__name__))
+
+
+def with_score(bound: Tensor, particles: Particles) -> Tensor:
+    """Add to a bound the score function of sites drawn without reparameterisation.
+
+    The value stays; the gradient becomes unbiased for the expected bound::
+
+        grad E[L] = E[ grad L + L sum_k grad log q(z_k | x) ]
+
+    Args:
+        bound: a function of the weights, ``(B,)``.
+        particles: those that it was computed from.
+
+    Reference: R. J. Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist
+    Reinforcement Learning", Machine Learning 1992, https://doi.org/10.1007/BF00992696.
+
+    Example:
+        >>> particles = pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={})
+        >>> with_score(torch.ones(2), particles)
+        tensor([1., 1.])
+    """
+    return bound + bound.detach() * zero_with_gradient(particles.log_q_score).sum(0)
+
+
+def zero_with_gradient(x: Tensor) -> Tensor:
+    """Return a zero whose gradient is that of x.
+
+    Example:
+        >>> zero_with_gradient(torch.tensor([2.0, 3.0]))
+        tensor([0., 0.])
+    """
+    return x - x.detach()

@@ -1,0 +1,118 @@
+"""What the documents say runs: README's blocks, the recipes of CONTRIBUTING, the tutorials."""
+
+import doctest
+import importlib
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pairs
+import pyro
+import pytest
+import test_laws
+import test_objectives
+import torch
+from nbclient import NotebookClient
+
+import ppl_vae as pv
+from ppl_vae import zoo
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+
+
+def blocks(document):
+    """Return the Python code blocks of a Markdown file."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_readmes_code_runs_from_top_to_bottom(capsys):
+    namespace = {}
+    for block in blocks("README.md"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert "Log-likelihood of VAE (guide Normal) on digits" in capsys.readouterr().out
+    assert namespace["images"].shape == (16, 64)
+    assert namespace["log_w"].shape == (10, 100)
+
+
+def test_readmes_table_of_bounds_is_the_decorators_facts():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    assert rows == [(b.facts.name, b.facts.formula, b.facts.reference) for b in pv.objectives.every().values()]
+
+
+def test_readme_names_every_program():
+    text = (ROOT / "README.md").read_text()
+    for kind in zoo.KINDS:
+        assert all(f"`{name}`" in text for name in zoo.discover(kind))
+
+
+def recipe(path):
+    """Return the code of the recipe for a file."""
+    (code,) = [block for block in blocks("CONTRIBUTING.md") if block.startswith(f"# {path}\n")]
+    return code
+
+
+def laws(module, **given):
+    """Yield the tests that ask for these fixtures and no others, ready to be called."""
+    for name, test in vars(module).items():
+        asks = set(inspect.signature(test).parameters) if name.startswith("test_") else set()
+        if asks and asks <= set(given):
+            yield partial(test, **{argument: given[argument]() for argument in asks})
+
+
+def run_examples(module):
+    """Run a module's docstring examples as the suite does."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    result = doctest.testmod(module, extraglobs={"pv": pv, "torch": torch}, optionflags=flags)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(("kind", "name", "partner"), [("models", "counts", "normal"), ("guides", "laplace", "vae")])
+def test_the_recipes_for_programs_obey_the_laws(tmp_path, kind, name, partner):
+    (tmp_path / f"{name}.py").write_text(recipe(f"{kind}/{name}.py"))
+    package = importlib.import_module(f"ppl_vae.{kind}")
+    package.__path__.append(str(tmp_path))
+    try:
+        names = (name, partner) if kind == "models" else (partner, name)
+        assert names in pairs.names()
+        for bound in pv.objectives.every().values():
+            found = list(laws(test_laws, pair=lambda: pairs.make(*names), bound=lambda bound=bound: bound))
+            assert len(found) >= 12
+            for law in found:
+                pyro.clear_param_store()
+                law()
+        test_laws.test_docstrings_say_what_a_program_is(kind)
+        run_examples(importlib.import_module(f"ppl_vae.{kind}.{name}"))
+    finally:
+        package.__path__.remove(str(tmp_path))
+
+
+def test_the_recipe_for_a_bound_obeys_the_laws():
+    module = ModuleType("recipe")
+    exec(recipe("ppl_vae/objectives/bounds.py"), vars(module))
+    found = list(laws(test_objectives, bound=lambda: module.renyi_half))
+    assert len(found) >= 7
+    for law in found:
+        law()
+    for particles in (1, 2, 3):
+        test_objectives.test_gradients_of_discrete_latents_are_unbiased(module.renyi_half, particles)
+    vars(module)["renyi_half"].__module__ = "recipe"
+    run_examples(module)
+
+
+def test_there_is_a_tutorial():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tutorials_run_and_carry_their_outputs(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "execute the notebook before committing it"
+    assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
