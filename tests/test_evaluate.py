@@ -175,7 +175,8 @@ def test_draws_without_any_weight_count_as_zero():
     assert effective_sample_size(log_w) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("draws", [30, 200, 5000])
+# Numbers of draws whose tail has a whole length, since versions of ArviZ round it differently.
+@pytest.mark.parametrize("draws", [30, 200, 4900])
 def test_khat_is_arvizs(draws):
     generator = torch.Generator().manual_seed(draws)
     scales = torch.tensor([0.1, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
@@ -192,7 +193,7 @@ def _arviz_khat(log_w):
         return arviz.psislw(log_w.numpy().T)[1]
     from arviz_stats.base import array_stats
 
-    return array_stats.psislw(log_w.numpy().T, axis=-1)[1]
+    return array_stats.psislw(-log_w.numpy(), axis=0)[1]  # it takes log-likelihoods, whose negatives are weights
 
 
 def test_khat_tells_light_tails_from_heavy_ones():
