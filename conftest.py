@@ -13,5 +13,6 @@ def _fresh(doctest_namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # tensors here are small: more threads only wait for each other
     with pyro.validation_enabled(True):
         yield

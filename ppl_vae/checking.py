@@ -45,6 +45,8 @@ def check(model: Program, guide: Program, x: Any) -> None:
         ppl_vae.contract.ContractError: site 'z' has event shape (20,) in the model and (10,) in the guide; ...
     """
     batch = as_batch(x)
+    check_arguments(model, "model", batch)
+    check_arguments(guide, "guide", batch)
     check_values(model, batch)
     programs = Programs(model, guide)
     check_dtype(programs, batch)
@@ -70,10 +72,27 @@ def check_values(model: Program, batch: Batch) -> None:
             )
 
 
+def check_arguments(program: Program, role: str, batch: Batch) -> None:
+    """The program can be called with the tensors of a batch."""
+    if inspect.isclass(program) or not callable(program):
+        raise ContractError(f"{role}: expected a Pyro program, found {program!r}; pass an instance, such as VAE()")
+    try:
+        _signature(program).bind(*batch)
+    except TypeError as error:
+        raise ContractError(
+            f"{role}: it takes ({', '.join(_signature(program).parameters)}), but the batch has {len(batch)} tensors "
+            f"of shapes {[tuple(part.shape) for part in batch]} ({error}); give both programs the same arguments, "
+            "and data as a tuple of as many tensors"
+        ) from error
+
+
+def _signature(program: Program) -> inspect.Signature:
+    return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
+
+
 def _argument(program: Program, name: str, batch: Batch) -> Tensor | None:
     """Return the tensor of the batch that goes to the named argument of a program."""
-    function = program.forward if isinstance(program, torch.nn.Module) else program
-    names = list(inspect.signature(function).parameters)
+    names = list(_signature(program).parameters)
     return batch[names.index(name)] if name in names and names.index(name) < len(batch) else None
 
 
@@ -90,6 +109,7 @@ def check_structure(model: Program, guide: Program, batch: Batch) -> None:
     """Sites, plates, shapes and supports without particles, then the networks with two."""
     guide_trace = _explained_trace(guide, "guide", batch)
     model_trace = _explained_trace(model, "model", batch)
+    contract.check_roles(model_trace, guide_trace)
     contract.check_names(model_trace, guide_trace)
     contract.check_pair_shapes(model_trace, guide_trace)
     contract.check_densities(model_trace, guide_trace)
@@ -108,7 +128,8 @@ def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
     except Exception as error:
         for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
             contract.check_site(name, site, role, rows)
-        error.add_note(f"({role} on a batch of {rows} rows; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
+        shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
+        error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         raise
     for name, site in contract.sample_sites(tracer.trace):
         contract.check_site(name, site, role, rows)

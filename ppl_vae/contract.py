@@ -90,6 +90,17 @@ def _names(sites: Mapping[str, Site]) -> str:
     return ", ".join(f"'{name}'" for name in sites) or "none"
 
 
+def check_roles(model_trace: Any, guide_trace: Any) -> None:
+    """The model observes the data, the guide nothing."""
+    for name, site in observed(guide_trace).items():
+        if not is_factor(site):
+            raise ContractError(
+                f"guide: site '{name}' is observed, but a guide only draws latents; are model and guide swapped?"
+            )
+    if not any(not name.startswith(PENALTY) for name in observed(model_trace)):
+        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+
+
 def check_plates(trace: Any, program: str, rows: int) -> None:
     """Every site stands in the one batch plate."""
     for name, site in sample_sites(trace):
@@ -123,11 +134,17 @@ def check_plate(name: str, site: Site, program: str, rows: int) -> None:
     if frame.size != rows:
         raise ContractError(
             f"{where}: the plate 'data' has size {frame.size}, but the batch has {rows} rows; "
-            "write pyro.plate('data', x.shape[0], dim=-1)"
+            "write pyro.plate('data', x.shape[0], dim=-1). (An autoguide holds one fixed data set; a guide for batches "
+            "reads its latents off x)"
         )
 
 
 def _raise_unplated(where: str, site: Site, rows: int) -> None:
+    if is_factor(site):
+        raise ContractError(
+            f"{where} is a factor outside the plate 'data'; a term per datum belongs inside the plate. A penalty on "
+            "parameters belongs to the optimizer (weight_decay)"
+        )
     shape = site["fn"].batch_shape + site["fn"].event_shape
     if site["is_observed"] or rows in shape[:1]:
         raise ContractError(

@@ -29,7 +29,8 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     Above 0.7 the estimate and its error are not to be trusted at any practical K; below 0.5 the
     variance of the weights is finite. The generalised Pareto distribution is fitted to the
     ``min(K / 5, 3 sqrt(K))`` largest weights, over the largest weight below them. Infinite where
-    there are fewer than five such draws; minus infinity where the weights in the tail are equal.
+    there are fewer than five such draws; minus infinity where all weights lie within one per cent
+    of one another, as under the exact posterior, since a tail of rounding errors says nothing.
 
     Args:
         log_w: log-weights ``(K, B)``.
@@ -53,7 +54,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     # As in the reference implementations: weights below the smallest float count as that float.
     cutoff = largest[0].clamp_min(math.log(torch.finfo(log_w.dtype).tiny)).exp()
     excess = largest[1:].exp() - cutoff
-    flat = excess[-1] <= 0
+    flat = (log_w.amax(0) - log_w.amin(0) < 0.01) | (excess[-1] <= 0)
     k = _generalised_pareto_shape(torch.where(flat, torch.ones_like(excess), excess))
     return torch.where(flat, -math.inf, k)
 

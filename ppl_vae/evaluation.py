@@ -24,7 +24,7 @@ __all__ = ["Evaluation", "evaluate"]
 KHAT_LIMIT = 0.7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Log-likelihood estimates, per datum and over the set. All in nats.
 
@@ -34,7 +34,8 @@ class Evaluation:
         ess: effective number of draws, ``(N,)``, between 1 and K.
         khat: Pareto k-hat of the weights, ``(N,)``; above 0.7 a datum's estimate is not to be
             trusted.
-        log_px_error: Monte Carlo standard error of each ``log_px``, ``(N,)``.
+        log_px_error: Monte Carlo standard error of each ``log_px``, ``(N,)``; NaN for K = 1, where
+            the weights show no spread.
         particles: K.
         seed: what the draws were seeded with.
         subject: which programs on which data, in words.
@@ -89,11 +90,18 @@ class Evaluation:
 
     def __str__(self) -> str:
         return (
-            f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {self.se:.2f} nats per datum "
-            f"(mean and standard error over N = {len(self):,} data; Monte Carlo error {self.mc_se:.3f}), estimated by "
-            f"importance sampling with K = {self.particles:,} draws per datum; the ELBO is "
+            f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {_known(self.se, 2)} nats per "
+            f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {_known(self.mc_se, 3)}), "
+            f"estimated by importance sampling with K = {self.particles:,} per datum; the ELBO is "
             f"{float(self.elbo.mean()):.2f}. {_reliability(self)}"
         )
+
+    __repr__ = __str__
+
+
+def _known(error: float, digits: int) -> str:
+    """Return an error in words: one datum has no spread over data, one draw none over draws."""
+    return "unknown" if math.isnan(error) else f"{error:.{digits}f}"
 
 
 def _reliability(evaluation: Evaluation) -> str:
@@ -222,7 +230,7 @@ def _estimates(log_w: Tensor) -> Mapping[str, Tensor]:
     drawn = Particles(log_p={"w": log_w}, log_q={})
     ess = effective_sample_size(log_w)
     # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = 1 / ESS - 1 / K.
-    variance = (1 / ess - 1 / len(log_w)).clamp_min(0)
+    variance = (1 / ess - 1 / len(log_w)).clamp_min(0) if len(log_w) > 1 else torch.full_like(ess, math.nan)
     return {
         "log_px": iwae(drawn),
         "elbo": elbo(drawn),

@@ -1,16 +1,19 @@
 """Both ways with Pyro: our programs under its ``SVI``, our bounds as its ``ELBO``."""
 
+import warnings
 from itertools import count
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from ppl_vae.batches import as_batch
 from ppl_vae.objectives.vocabulary import Objective, facts
 from ppl_vae.programs import Program, modules_of, program_name
+from ppl_vae.steps import check_options
 from ppl_vae.weighing import weigh_in_place
 
 __all__ = ["ELBO", "registered"]
@@ -85,6 +88,7 @@ class ELBO(PyroELBO):
     """
 
     def __init__(self, objective: Objective, num_particles: int = 1):
+        check_options(objective, num_particles, compile=False)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.objective = objective
 
@@ -101,8 +105,16 @@ class ELBO(PyroELBO):
             return self.differentiable_loss(model, guide, *args).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any) -> float:
-        """Return the loss as a number and add its gradients to the parameters' ``.grad``."""
-        loss = self.differentiable_loss(model, guide, *args)
+        """Return the loss as a number and add its gradients to the parameters' ``.grad``.
+
+        Warns if no param site was met: then ``SVI`` has nothing to train (see `registered`).
+        """
+        with poutine.trace(param_only=True) as tracer:
+            loss = self.differentiable_loss(model, guide, *args)
+        if not tracer.trace.nodes:
+            warnings.warn(
+                "no param site was met, so SVI would train nothing; wrap programs in pv.registered", stacklevel=2
+            )
         loss.backward()
         return loss.item()
 

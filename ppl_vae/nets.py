@@ -77,6 +77,11 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode ``(..., H * W)`` as ``(..., out_dim)``."""
+        if x.shape[-1] != prod(self.shape):
+            raise ValueError(
+                f"x: expected a last axis of {prod(self.shape)} = {self.shape[0]} x {self.shape[1]} pixels, found "
+                f"shape {tuple(x.shape)}; flatten images with x.flatten(1)"
+            )
         return self.net(x.reshape(-1, 1, *self.shape)).reshape(*x.shape[:-1], -1)
 
 

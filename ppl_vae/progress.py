@@ -27,7 +27,8 @@ class Bar:
         """Move on by one. The note is asked for now and then, as it may wait for a device."""
         self._progress.advance(self._task)
         now = time.monotonic()
-        if note and not self._progress.disable and now - self._noted > SECONDS_BETWEEN_NOTES:
+        due = now - self._noted > SECONDS_BETWEEN_NOTES or self._progress.finished
+        if note and not self._progress.disable and due:
             self._noted = now
             self._progress.update(self._task, note=note())
 

@@ -24,7 +24,8 @@ def sample(
     Args:
         model: a Pyro program whose likelihood does not read x.
         like: a batch whose first tensor gives the form of x; its values are not used. Further
-            tensors (labels) are passed on as they are, ``n`` rows of them.
+            tensors (labels) are passed on as they are, ``n`` rows of them; a site that observes one
+            is drawn like any other.
         n: number of draws.
         shape: event shape of x, instead of ``like``.
         seed: seeds the draws; the caller's random state does not move.
@@ -61,6 +62,7 @@ def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Pro
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n: expected a whole number of at least 1, found {n!r}")
     if shape is not None:
+        shape = (shape,) if isinstance(shape, int) else shape
         dtypes = [p.dtype for p in programs.parameters().values()]
         return programs.on_device((torch.zeros(n, *shape, dtype=next(iter(dtypes), torch.float32)),))
     batch = as_batch(like)
@@ -86,7 +88,8 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         seed: seeds the draws; the caller's random state does not move.
 
     Returns:
-        Name of each observed site to ``E_q[E[x' | z]]``, ``(B, *event)``.
+        Name of each observed site to ``E_q[E[x' | z]]``, ``(B, *event)``. Sites without a mean (a
+        Categorical) are left out.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -106,13 +109,17 @@ def decode(model: Program, latents: Mapping[str, Tensor], like: Any = None, shap
 
     Args:
         model: a Pyro program.
-        latents: site name to values ``(n, *event)``, such as `sample` gives; other names are
-            ignored.
+        latents: site name to values ``(n, *event)``, such as `sample` gives. Every latent of the
+            model must be there. Values of observed sites (labels) are held to them too.
         like: a batch whose first tensor gives the form of x, as for `sample`.
         shape: event shape of x, instead of ``like``.
 
     Returns:
-        Name of each observed site to ``E[x | z]``, ``(n, *event)``.
+        Name of each observed site to its mean given the others, ``(n, *event)``. Sites without a
+        mean (a Categorical) are left out.
+
+    Raises:
+        ValueError: a latent is missing.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -120,17 +127,29 @@ def decode(model: Program, latents: Mapping[str, Tensor], like: Any = None, shap
         >>> pv.decode(model, pv.sample(model, shape=(784,), n=3), shape=(784,))["x"].shape
         torch.Size([3, 784])
     """
+    if not isinstance(latents, Mapping) or not latents:
+        raise ValueError("latents: expected a dict of site name to values, such as pv.sample gives")
     programs = Programs(model, model)
     batch = _placeholder(like, len(next(iter(latents.values()))), shape, programs)
     with undisturbed(programs, training=False), own_parameters(), torch.no_grad():
         wanted = contract.latents(poutine.trace(model).get_trace(*batch))
-        given = {name: value for name, value in latents.items() if name in wanted}
-        trace = poutine.trace(poutine.condition(model, data=given)).get_trace(*batch)
-    return {name: mean for name, mean in _means(trace).items() if name not in given}
+        missing = wanted.keys() - latents.keys()
+        if missing:
+            raise ValueError(f"latents: {', '.join(sorted(missing))} missing; found {', '.join(latents)}")
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(*batch)
+    return {name: mean for name, mean in _means(trace).items() if name not in wanted}
 
 
 def _means(model_trace: Any) -> dict[str, Tensor]:
-    """Return the mean of every observed site's distribution."""
-    return {
-        name: site["fn"].mean for name, site in contract.observed(model_trace).items() if not contract.is_factor(site)
-    }
+    """Return the mean of every observed site's distribution that has one."""
+    sites = {n: s["fn"] for n, s in contract.observed(model_trace).items() if not contract.is_factor(s)}
+    means = {name: _mean(fn) for name, fn in sites.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _mean(fn: Any) -> Tensor | None:
+    try:
+        mean = fn.mean
+    except NotImplementedError:
+        return None
+    return None if mean.isnan().all() else mean  # torch's way to say that a Categorical has none

@@ -12,7 +12,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.particles import Particles
-from ppl_vae.programs import Program, Programs, modes_and_buffers_kept
+from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.weighing import weigh
 
 __all__ = ["Info", "SVIStep", "Step", "svi_step"]
@@ -57,13 +57,16 @@ class SVIStep:
         objective: Objective,
         particles: int,
         optimizer: torch.optim.Optimizer,
-        checked: Programs | None = None,
     ):
         self.model, self.guide = model, guide
         self.objective, self.particles = objective, particles
         self.optimizer = optimizer
-        self.programs = checked or Programs(model, guide)
-        self._checked = checked is not None
+        self.programs = Programs(model, guide)
+        self._checked = False
+
+    def prepare(self, x: Any) -> None:
+        """Hold programs, objective and optimizer to the contract on a first batch; change nothing."""
+        self._check_once(self._batch(x))
 
     def __call__(self, x: Any) -> Info:
         """Move the optimizer's parameters up the bound on one batch.
@@ -101,10 +104,14 @@ class SVIStep:
         return self.programs.on_device(as_batch(x))
 
     def _check_once(self, batch: Batch) -> None:
-        if not self._checked:
-            check(self.model, self.guide, batch)
-            self.programs.run_once(self.model, self.guide, batch)
-            self._checked = True
+        if self._checked:
+            return
+        check(self.model, self.guide, batch)
+        self.programs.run_once(self.model, self.guide, batch)
+        check_optimizer(self.optimizer, self.programs)
+        with undisturbed(self.programs):
+            check_bound(self.objective, self._weigh(batch))
+        self._checked = True
 
     def _weigh(self, batch: Batch) -> Particles:
         return weigh(self.model, self.guide, batch, self.particles, linear=facts(self.objective).linear)
@@ -158,7 +165,38 @@ def svi_step(
         tensor(-...)
     """
     check_options(objective, particles, compile)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch optimizer over the parameters of both, found {optimizer!r}")
     return SVIStep(model, guide, objective, particles, optimizer)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs) -> None:
+    """Raise if an optimizer moves nothing of the programs."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & {id(p) for p in programs.parameters().values()}:
+        raise ValueError(
+            "optimizer: it holds no parameter of model or guide, so nothing would train; make it of "
+            "[*model.parameters(), *guide.parameters()]"
+        )
+
+
+def check_bound(objective: Objective, particles: Particles) -> None:
+    """Raise if an objective gives anything but one number per datum, or forgets the score function."""
+    bound = objective(particles)
+    rows = particles.log_w.shape[1:]
+    found = tuple(bound.shape) if isinstance(bound, Tensor) else type(bound).__name__
+    if found != tuple(rows):
+        raise ValueError(
+            f"objective: expected one number per datum, shape {tuple(rows)}, found {found}; sum over particles "
+            "(dim 0), never over data"
+        )
+    score = particles.log_q_score
+    if score.requires_grad and torch.autograd.grad(bound.sum(), score, allow_unused=True)[0] is None:
+        raise ValueError(
+            "objective: the guide draws a site without reparameterisation, and this bound does not use "
+            "particles.log_q_score, so the guide's gradient would be wrong; return "
+            "objectives.with_score(bound, particles)"
+        )
 
 
 def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002

@@ -19,14 +19,14 @@ from ppl_vae.data.splits import Splits
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
-from ppl_vae.steps import Step, SVIStep, check_options
+from ppl_vae.steps import Step, check_options, svi_step
 
 __all__ = ["Fit", "fit"]
 
 Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """What training did.
 
@@ -48,9 +48,11 @@ class Fit:
         held_out = "valid_bound" in self.history
         kept = "best on the validation data" if held_out else "the last"
         return (
-            f"Trained for {epochs} epochs in {seconds:.1f} s; kept epoch {self.best['epoch']:.0f} ({kept}): "
-            f"{self.best['bound']:.3f} nats per datum"
+            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s; kept epoch "
+            f"{self.best['epoch']:.0f} ({kept}): {self.best['bound']:.3f} nats per datum"
         )
+
+    __repr__ = __str__
 
 
 def fit(
@@ -86,7 +88,8 @@ def fit(
         optimizer: a torch optimizer, or a function from parameters to one, such as
             ``partial(torch.optim.Adam, lr=3e-4)``; Adam with 1e-3 when left out.
         valid: validation data, in any of the forms of ``data``. After each epoch their bound is
-            taken with the same noise, and the parameters of the best epoch are kept.
+            taken with the same noise, and the parameters of the best epoch are kept, also when
+            training is interrupted.
         out: a new folder for the run: ``config.toml``, ``metrics.csv``, ``checkpoint.pt``.
         seed: seeds order and draws. The caller's random state does not move.
         compile: see `svi_step`.
@@ -122,8 +125,10 @@ def fit(
     with forked_random_state(seed):
         if step is None:
             step = _make_step(model, guide, train, objective, particles, optimizer, compile)
-        elif model is not None or guide is not None:
-            raise ValueError("step: it brings its own model and guide; pass either step or model and guide")
+        elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
+            raise ValueError(
+                "step: it brings its own model, guide, objective, particles and optimizer; pass them to it"
+            )
         folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
         if folder:
             settings = {"objective": facts(objective).name, "particles": particles, "epochs": epochs}
@@ -159,13 +164,25 @@ def _make_step(
     check_options(objective, particles, compile)
     batch = train.first()
     check(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
-    programs = Programs(model, guide).run_once(model, guide, batch)
     if not isinstance(optimizer, torch.optim.Optimizer):
+        programs = Programs(model, guide).run_once(model, guide, batch)
         parameters = list(programs.parameters().values())
         if not parameters:
             raise ValueError("model, guide: neither has a trainable parameter; evaluate them with pv.evaluate")
-        optimizer = (optimizer or partial(torch.optim.Adam, lr=1e-3))(parameters)
-    return SVIStep(model, guide, objective, particles, optimizer, checked=programs)
+        optimizer = _optimizer(optimizer or partial(torch.optim.Adam, lr=1e-3), parameters)
+    step = svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
+    step.prepare(batch)
+    return step
+
+
+def _optimizer(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    optimizer = make(parameters) if callable(make) else None
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a torch optimizer, or a function from parameters to one such as "
+            f"partial(torch.optim.Adam, lr=1e-3), found {make!r}"
+        )
+    return optimizer
 
 
 class _Loop:
@@ -191,16 +208,16 @@ class _Loop:
     def run(self) -> Fit:
         started = time.perf_counter()
         per_epoch = self.train.batches
-        with progress_bar("Training", per_epoch and per_epoch * self.epochs, self.progress) as bar:
-            for epoch in range(1, self.epochs + 1):
-                row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
-                if self.valid is not None:
-                    row["valid_bound"] = self._validate()
-                row["seconds"] = time.perf_counter() - started
-                self._record(row)
-        self.step.load_state_dict(self.best_state)
-        if self.folder:
-            runs.write_checkpoint(self.folder, self.best_state, self.result.best)
+        try:
+            with progress_bar("Training", per_epoch and per_epoch * self.epochs, self.progress) as bar:
+                for epoch in range(1, self.epochs + 1):
+                    row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
+                    if self.valid is not None:
+                        row["valid_bound"] = self._validate()
+                    row["seconds"] = time.perf_counter() - started
+                    self._record(row)
+        finally:  # also when a person stops it, or the bound is no number
+            self.step.load_state_dict(self.best_state)
         return self.result
 
     def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, float]:
@@ -213,7 +230,7 @@ class _Loop:
             for name, value in {"train_bound": info.bound, **info.penalties}.items():
                 totals[name] = totals.get(name, 0.0) + value * n
             rows += n
-            bar.advance(partial(_note, epoch, totals["train_bound"], rows))
+            bar.advance(partial(_note, epoch, self.epochs, totals["train_bound"], rows))
         means = {name: float(total) / rows for name, total in totals.items()}
         self._refuse_nan(means["train_bound"], epoch)
         return means
@@ -230,17 +247,18 @@ class _Loop:
         if self.valid is None or bound > self.result.best.get("bound", -math.inf):
             self.result.best = {"epoch": row["epoch"], "bound": bound}
             self.best_state = copy.deepcopy(self.step.state_dict())
+            if self.folder:
+                runs.write_checkpoint(self.folder, self.best_state, self.result.best)
         if self.folder:
             runs.append_metrics(self.folder, row)
 
     def _refuse_nan(self, bound: float, epoch: int) -> None:
         if not math.isfinite(bound):
-            self.step.load_state_dict(self.best_state)
             raise FloatingPointError(
                 f"the bound became {bound} in epoch {epoch}; the programs have their best parameters so far back. "
                 "Try a smaller learning rate, or a floor under the scales that networks give"
             )
 
 
-def _note(epoch: int, total: Tensor, rows: int) -> str:
-    return f"epoch {epoch}, bound {float(total) / rows:.2f} nats per datum"
+def _note(epoch: int, epochs: int, total: Tensor, rows: int) -> str:
+    return f"epoch {epoch}/{epochs}, bound {float(total) / rows:.2f} nats per datum"

@@ -60,6 +60,7 @@ def weigh_in_place(model: Program, guide: Program, batch: Batch, particles: int,
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     model_trace, guide_trace = paired_traces(model, guide, batch, particles)
+    contract.check_roles(model_trace, guide_trace)
     contract.check_names(model_trace, guide_trace)
     rows = batch[0].shape[0]  # len(x) would tie a captured graph to one batch size
     contract.check_plates(guide_trace, "guide", rows)
@@ -88,8 +89,6 @@ def _record(model_trace: Any, guide_trace: Any, shape: Size, linear: bool) -> Pa
     penalties = {name: log_p.pop(name) for name in model_sites if _is_penalty(name)}
     # A factor of the guide enters an ELBO with a minus; so does its penalty.
     penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
-    if not log_p:
-        raise ContractError("model: it has no sample site; give the data a likelihood, pyro.sample('x', ..., obs=x)")
     drawn = contract.latents(guide_trace)
     score = [_log_prob(site).expand(shape) for site in drawn.values() if not site["fn"].has_rsample]
     return Particles(
@@ -120,6 +119,7 @@ def _scaled(name: str, site: contract.Site, linear: bool) -> Tensor:
     if linear or _is_penalty(name):
         return _log_prob(site) * (scale / common)
     raise ContractError(
-        f"site '{name}' has a scale of its own (poutine.scale), which means nothing inside a log-sum-exp; remove it, "
-        "or use a bound that is linear in the weights, such as elbo"
+        f"site '{name}' has a scale of its own (poutine.scale), which means nothing inside a log-sum-exp; set it to 1 "
+        "to weigh or evaluate, or train on a bound that is linear in the weights, such as elbo (a bound of your own "
+        "says so with objectives.objective(linear=True))"
     )

@@ -253,6 +253,26 @@ WRONG = {
         X,
         r"site 'x' is a deterministic likelihood \(Delta\).*give it noise",
     ),
+    "model and guide swapped": (
+        guide(),
+        vae(),
+        X,
+        r"guide: site 'x' is observed, but a guide only draws latents; are model and guide swapped\?",
+    ),
+    "a model that observes nothing": (guide_of(latent()), latent_guide, X, "model: it observes nothing; give the data"),
+    "a factor outside the plate": (
+        lambda x: (latent_model(x), pyro.factor("penalty_weights", torch.tensor(-1.0))),
+        latent_guide,
+        X,
+        r"site 'penalty_weights' is a factor outside the plate 'data'.*weight_decay",
+    ),
+    "fewer tensors than arguments": (
+        lambda x, y: latent_model(x),
+        lambda x, y: latent_guide(x),
+        X,
+        r"model: it takes \(x, y\), but the batch has 1 tensors",
+    ),
+    "a data set for a batch": (vae(), guide(), pv.data.load("digits"), "expected a batch, found the three parts"),
     "an enumerated site": (
         lambda x: pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}),
         nothing,
@@ -341,7 +361,7 @@ def test_check_changes_nothing():
 def test_an_error_inside_a_network_keeps_its_type_and_says_where():
     with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
         pv.check(vae(), Normal(x_dim=D + 1, z_dim=2, hidden=(4,)), X)
-    assert "guide on a batch of" in caught.value.__notes__[0]
+    assert "guide on a batch of (8, 6) torch.float32" in caught.value.__notes__[0]
 
 
 class Missing(nn.Module):

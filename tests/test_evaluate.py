@@ -125,8 +125,10 @@ def test_the_sentence_for_a_paper():
     model, guide = pairs.digits_vae()
     text = str(pv.evaluate(model, guide, digits, particles=200))
     assert "VAE (guide Normal) on digits (test, static binarization)" in text
-    for part in ("nats per datum", "±", "standard error over N = 360 data", "K = 200 draws", "k-hat above 0.7"):
+    for part in ("nats per datum", "±", "standard error over N = 360 data", "K = 200 per datum", "k-hat above 0.7"):
         assert part in text
+    assert "Monte Carlo error unknown" in str(pv.evaluate(model, guide, digits.test, particles=1))
+    assert "± unknown" in str(pv.evaluate(model, guide, digits.test[:1], particles=3))
     few = str(pv.evaluate(model, guide, digits.test, particles=3))
     assert "too small for a Pareto k-hat" in few
     assert "on digits" not in few
@@ -202,6 +204,15 @@ def test_khat_tells_light_tails_from_heavy_ones():
     heavy = torch.distributions.Pareto(1.0, 1 / 1.5).sample((5000, 3)).log().double()  # tail index 1.5
     assert (pareto_khat(light) < 0.5).all()
     assert (pareto_khat(heavy) > 1).all()
+
+
+def test_an_exact_guide_is_trusted_in_single_precision():
+    """Its weights differ by rounding alone, whose tail says nothing."""
+    torch.manual_seed(0)
+    model, x = LinearGaussian(x_dim=64, z_dim=20), torch.randn(50, 64)
+    evaluation = pv.evaluate(model, Exact(model), x, particles=1000)
+    assert evaluation.untrusted == 0
+    assert evaluation.mc_se < 1e-4
 
 
 def test_khat_of_few_or_equal_weights():

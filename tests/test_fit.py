@@ -7,10 +7,12 @@ import pairs
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from test_objectives import Bits, BitsGuide
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae import runs
+from ppl_vae.models.vae import VAE
 from ppl_vae.programs import forked_random_state
 
 
@@ -204,11 +206,11 @@ def test_a_state_that_does_not_fit_changes_nothing(pair):
 
 
 def test_a_bound_that_is_no_number_stops_and_gives_the_best_parameters_back(pair):
-    steps = []
+    steps = []  # one look at the first batch before training, then two batches an epoch
 
     def sometimes(particles):
         steps.append(1)
-        return pv.objectives.elbo(particles) + (float("nan") if len(steps) > 4 else 0.0)
+        return pv.objectives.elbo(particles) + (float("nan") if len(steps) > 5 else 0.0)
 
     with pytest.raises(FloatingPointError, match=r"the bound became nan in epoch 3.*best parameters so far back"):
         pv.fit(pair.model, pair.guide, pair.data(10), objective=sometimes, epochs=5, batch_size=5)
@@ -225,7 +227,27 @@ WRONG = {
     "a bound by name": ({"objective": "elbo"}, "objective: expected a function of Particles"),
     "one of Pyro's objectives": ({"objective": Trace_ELBO()}, "objective: expected a function of Particles"),
     "another compiler": ({"compile": "always"}, "compile: expected 'auto', True or False"),
-    "a step beside programs": ({"step": Scripted([])}, "step: it brings its own model and guide"),
+    "a step beside programs": ({"step": Scripted([])}, "step: it brings its own model, guide, objective"),
+    "an optimizer by name": ({"optimizer": "adam"}, "optimizer: expected a torch optimizer, or a function"),
+    "an optimizer of something else": (
+        {"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)},
+        "optimizer: it holds no parameter of model or guide",
+    ),
+    "a bound over data": (
+        {"objective": lambda p: p.log_w.mean(1)},
+        r"one number per datum, shape \(5,\), found \(1,\)",
+    ),
+    "a bound without data": ({"objective": lambda p: p.log_w.mean()}, r"one number per datum.*found \(\)"),
+    "no bound at all": ({"objective": lambda p: None}, "one number per datum.*found NoneType"),
+    "the name of a data set": ({"data": "digits"}, "data: part 0 is a builtins.str"),
+    "a class for a program": (
+        {"model": VAE},
+        r"model: expected a Pyro program, found .*pass an instance, such as VAE\(\)",
+    ),
+    "labels for a model without": (
+        {"data": (torch.ones(4, 6).double(), torch.ones(4))},
+        r"model: it takes \(x\), but the batch has 2 tensors of shapes \[\(4, 6\), \(4,\)\]",
+    ),
 }
 
 
@@ -235,6 +257,35 @@ def test_wrong_arguments_are_named(pair, case):
     arguments = {"model": pair.model, "guide": pair.guide, "data": pair.data()} | change
     with pytest.raises((ValueError, TypeError), match=message):
         pv.fit(**arguments)
+
+
+def test_a_bound_that_forgets_the_score_function_is_refused():
+    """Its value is right and its gradient would be wrong, which no curve shows."""
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+
+    def forgetful(particles):
+        return (particles.log_w + particles.log_mass).logsumexp(0)
+
+    def mindful(particles):
+        return pv.objectives.with_score(forgetful(particles), particles)
+
+    with pytest.raises(ValueError, match=r"objective: the guide draws a site without.*with_score\(bound, particles\)"):
+        pv.fit(Bits(), BitsGuide(), x, objective=forgetful, particles=2)
+    pv.fit(Bits(), BitsGuide(), x, objective=mindful, particles=2, epochs=1)
+
+
+def test_an_interrupted_run_keeps_its_best_parameters(tmp_path):
+    class Interrupted(Scripted):
+        def __call__(self, x):
+            if self.epochs_done == 2:
+                raise KeyboardInterrupt
+            return super().__call__(x)
+
+    step, x = Interrupted([-2.0, -5.0, -1.0]), torch.zeros(4, 1)
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(step=step, data=x, valid=x, epochs=9, out=tmp_path / "run")
+    assert step.epochs_done == 1
+    assert runs.read_checkpoint(tmp_path / "run")["best"] == {"epoch": 1, "bound": -2.0}
 
 
 def test_a_bound_that_needs_more_particles_says_so(pair):

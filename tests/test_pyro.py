@@ -145,6 +145,8 @@ def test_a_plain_module_under_svi_trains_nothing_without_registered():
     pair = pairs.make("vae", "normal")
     before = {name: p.detach().clone() for name, p in pair.parameters().items()}
     SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(pair.data())
+    with pytest.warns(UserWarning, match=r"wrap programs in pv.registered"):
+        SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), pv.ELBO(pv.objectives.elbo)).step(pair.data())
     assert all(torch.equal(p, before[name]) for name, p in pair.parameters().items())
 
 

@@ -79,3 +79,23 @@ def test_decode_is_the_mean_of_the_likelihood_given_latents():
     means = pv.decode(model, draws, shape=(6,))
     assert means.keys() == {"x"}
     torch.testing.assert_close(means["x"], model.decoder(draws["z"]).mean.detach())
+    with pytest.raises(ValueError, match="latents: z missing; found zz"):
+        pv.decode(model, {"zz": draws["z"]}, shape=(6,))
+    with pytest.raises(ValueError, match="latents: expected a dict"):
+        pv.decode(model, {}, shape=(6,))
+
+
+def semi_supervised(x, y):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        y = pyro.sample("y", dist.Categorical(logits=torch.zeros(3)), obs=y)
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(y.unsqueeze(-1) + z, 1.0).to_event(1), obs=x)
+
+
+def test_decode_holds_observed_labels_to_the_draws():
+    batch = (torch.zeros(5, 1), torch.zeros(5, dtype=torch.long))
+    draws = pv.sample(semi_supervised, like=batch, n=5)
+    assert draws["y"].any()
+    means = pv.decode(semi_supervised, draws, like=batch)
+    assert means.keys() == {"x"}  # a Categorical has no mean
+    torch.testing.assert_close(means["x"], draws["y"].unsqueeze(-1) + draws["z"])
