@@ -12,7 +12,7 @@ from ppl_vae.interop import ELBO, registered
 from ppl_vae.particles import Particles
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import Info, svi_step
-from ppl_vae.training import Fit, fit
+from ppl_vae.training import Fit, fit, restore
 from ppl_vae.weighing import weigh
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "objectives",
     "reconstruct",
     "registered",
+    "restore",
     "sample",
     "svi_step",
     "weigh",

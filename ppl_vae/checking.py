@@ -17,7 +17,7 @@ from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.weighing import paired_traces, weigh
 
-__all__ = ["check"]
+__all__ = ["check", "supports"]
 
 
 def check(model: Program, guide: Program, x: Any) -> None:
@@ -70,6 +70,19 @@ def check_values(model: Program, batch: Batch) -> None:
                 f"data: part {i} of the batch has {int(bad.sum())} NaN or infinite values (first in row {rows[0]}) "
                 "that no mask covers; drop or fill them, or give the model an argument 'observed' that is False there"
             )
+
+
+def supports(model: Program, x: Any) -> bool:
+    """Tell whether a model's likelihood gives these data a density (a Bernoulli gives grey values none)."""
+    batch = as_batch(x)
+    check_arguments(model, "model", batch)
+    with undisturbed(Programs(model, model)), own_parameters(), torch.no_grad():
+        trace = poutine.trace(model).get_trace(*batch)
+    try:
+        contract.check_data_support(trace)
+    except ContractError:
+        return False
+    return True
 
 
 def check_arguments(program: Program, role: str, batch: Batch) -> None:

@@ -1,5 +1,6 @@
 """The command line: ``ppl-vae fit``, ``evaluate``, ``sample`` and ``list``."""
 
+import shlex
 import sys
 from pathlib import Path
 from traceback import walk_tb
@@ -20,14 +21,37 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Program = Annotated[str, typer.Option(help="Name from [bold]ppl-vae list[/], or path/to/file.py:Name.")]
+PROGRAM = (
+    "Name from [bold]ppl-vae list[/], or path/to/file.py:Name: a class (x_dim, z_dim and hidden are filled in where "
+    "its constructor has them), a function, or a dotted name such as file.py:vae.model."
+)
+Program = Annotated[str, typer.Option(help=PROGRAM)]
 OwnProgram = Annotated[str | None, typer.Option(help="path/to/file.py:Name, if the run used a file of your own.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA or ~/.cache/ppl_vae if left out.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from ppl_vae import __version__
+
+        print(f"ppl-vae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 @app.command()
 def fit(
+    context: typer.Context,
     model: Program = "vae",
     guide: Program = "normal",
     data: Annotated[str, typer.Option(help="Data set; see [bold]ppl-vae list[/].")] = "digits",
@@ -41,7 +65,7 @@ def fit(
     likelihood: Annotated[str, typer.Option(help="bernoulli, or gaussian with one learned scale.")] = "bernoulli",
     binarize: Annotated[
         str | None,
-        typer.Option(help="threshold, static or dynamic; dynamic for a bernoulli likelihood if left out."),
+        typer.Option(help="threshold, static or dynamic; dynamic if left out and the likelihood needs zeros and ones."),
     ] = None,
     eval_particles: Annotated[int, typer.Option(min=1, help="K: draws per datum for the test log-likelihood.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarization.")] = 0,
@@ -51,18 +75,29 @@ def fit(
     ] = None,
 ) -> None:
     """Train a model with a guide, evaluate it on the test data, and leave a run folder."""
-    settings = {k: v for k, v in locals().items() if k not in ("root", "out")}
+    settings = {k: v for k, v in locals().items() if k not in ("context", "root", "out")}
     from ppl_vae import jobs, runs
 
     job = jobs.Job(jobs.Settings(**settings), root)
+    given = {name for name in settings if context.get_parameter_source(name).name == "COMMANDLINE"}
+    if ignored := given & job.ignored():
+        raise ValueError(f"{', '.join(sorted(ignored))}: neither program's constructor takes it; leave it out")
     folder = out or free_folder(Path("runs"), f"{Path(model).name.replace(':', '-')}-{data}-{objective}")
-    trained = job.train(folder)
+    try:
+        trained = job.train(folder)
+    except KeyboardInterrupt:
+        say(f"Stopped. The best parameters so far, if an epoch ended, are in {folder}")
+        raise typer.Exit(130) from None
     evaluation = job.evaluate(eval_particles, seed)
     runs.write_json(folder / runs.EVALUATION, evaluation.to_dict())
     job.draw_learning_curve(trained.history, folder)
     job.draw_reconstructions(folder)
     job.draw_samples(folder / "samples.png", 64, seed)
     report(job.title(), trained, evaluation, folder)
+    own = [f"--{role}={spec}" for role, spec in (("model", model), ("guide", guide)) if ":" in spec]
+    options = own + ([f"--root={root}"] if root else [])
+    say("\nNext:  " + shlex.join(["ppl-vae", "evaluate", str(folder), "--particles", "5000", *options]))
+    say("       " + shlex.join(["ppl-vae", "sample", str(folder), *options]))
 
 
 @app.command()
@@ -80,8 +115,8 @@ def evaluate(
     evaluation = jobs.Job.from_run(run, root, model, guide).evaluate(particles, seed)
     path = run / f"evaluation_K{particles}_seed{seed}.json"
     runs.write_json(path, evaluation.to_dict())
-    console().print(str(evaluation), highlight=False)
-    console().print(f"Written to {path}", highlight=False)
+    say(str(evaluation))
+    say(f"Written to {path}")
 
 
 @app.command()
@@ -103,7 +138,7 @@ def sample(
     arrays = {name: value.numpy() for name, value in draws.items()}
     runs.write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items())
-    console().print(f"Drew {shapes}\nWritten to {path} and {path.with_suffix('.npz')}", highlight=False)
+    say(f"Drew {shapes}\nWritten to {path} and {path.with_suffix('.npz')}")
 
 
 @app.command(name="list")
@@ -132,8 +167,8 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     epochs, seconds = len(trained.history["epoch"]), trained.history["seconds"][-1]
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    table.add_row("training", f"{epochs} epochs in {seconds:.1f} s")
+    table.add_column(overflow="fold")
+    table.add_row("training", f"{epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s")
     kept = trained.best
     table.add_row("kept", f"epoch {kept['epoch']}, bound {kept['bound']:.2f} nats per datum on the validation data")
     table.add_row("test ELBO", f"{float(evaluation.elbo.mean()):.2f} nats per datum")
@@ -145,8 +180,11 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     table.add_row("run folder", str(folder))
     table.add_row("", ", ".join(sorted(path.name for path in folder.iterdir())))
     console().print(table)
-    console().print(f"\nNext:  ppl-vae evaluate {folder} --particles 5000", highlight=False)
-    console().print(f"       ppl-vae sample {folder}", highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: not wrapped, so that it can be copied, and not styled."""
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def console() -> Console:

@@ -15,15 +15,14 @@ import torch
 from torch import nn
 
 from ppl_vae import nets, objectives, plots, runs, zoo
-from ppl_vae.data import load
+from ppl_vae.checking import supports
+from ppl_vae.data import binarized, load
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.training import Fit, fit
 
 __all__ = ["Job", "Settings"]
-
-LIKELIHOODS = {"bernoulli": nets.ToBernoulli, "gaussian": nets.ToNormalOneScale}
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,26 @@ class Job:
     """
 
     def __init__(self, settings: Settings, root: str | None = None):
-        model = zoo.find("models", settings.model)
-        binarize = settings.binarize or _default_binarization(model, settings)
-        self.splits = load(settings.data, root, binarize, settings.seed)
-        self.settings = settings = replace(settings, binarize=binarize)
-        options: dict[str, Any] = {
-            "x_dim": self.splits.train.shape[1],
-            "z_dim": settings.z_dim,
-            "hidden": (settings.hidden,),
-        }
+        published = load(settings.data, root)
+        self.x_dim = published.train.shape[1]
+        self.options = {"x_dim": self.x_dim, "z_dim": settings.z_dim, "hidden": (settings.hidden,)}
+        classes = [zoo.find("models", settings.model), zoo.find("guides", settings.guide)]
+        # Whose constructors name an option decides whether it means anything.
+        self.taken = {name for name in (*self.options, "decoder") for c in classes if zoo.takes(c, name)}
         with forked_random_state(settings.seed):
-            self.model = zoo.build(model, options | {"decoder": self._decoder()})
-            self.guide = zoo.build(zoo.find("guides", settings.guide), options | {"model": self.model})
+            decoder = LIKELIHOODS[settings.likelihood](settings, self.x_dim)
+            self.model = zoo.build(classes[0], self.options | {"decoder": decoder})
+            self.guide = zoo.build(classes[1], self.options | {"model": self.model})
+        grey = published.info.binarization == "grey"
+        wants_bits = grey and settings.binarize is None and not supports(self.model, published.test[:2])
+        binarize = "dynamic" if wants_bits else settings.binarize
+        self.splits = binarized(published, binarize, settings.seed)
+        self.settings = replace(settings, binarize=binarize)
+
+    def ignored(self) -> set[str]:
+        """Return the settings that neither program's constructor takes."""
+        untaken = {"z_dim", "hidden"} - self.taken
+        return untaken if "decoder" in self.taken else untaken | {"likelihood"}
 
     @classmethod
     def from_run(cls, folder: Path, root: str | None, model: str | None, guide: str | None) -> "Job":
@@ -85,6 +92,8 @@ class Job:
                 person names it again.
         """
         recorded = runs.read_config(folder)
+        if "data" not in recorded:
+            raise ValueError(f"{folder}: made by pv.fit, not by ppl-vae fit; load it in Python with pv.restore")
         known = {name: recorded[name] for name in Settings.__dataclass_fields__ if name in recorded}
         for role, given in (("model", model), ("guide", guide)):
             if given:
@@ -114,7 +123,7 @@ class Job:
             optimizer=partial(torch.optim.Adam, lr=s.learning_rate),
             out=out,
             seed=s.seed,
-            config=asdict(s) | {"versions": _versions()},
+            config={k: v for k, v in asdict(s).items() if k not in self.ignored()} | {"versions": _versions()},
         )
 
     def evaluate(self, particles: int, seed: int) -> Evaluation:
@@ -125,35 +134,44 @@ class Job:
         """Draw the bound against the epoch."""
         return _save(plots.learning_curve(history, self.title()), folder / "learning_curve.png")
 
-    def draw_reconstructions(self, folder: Path, n: int = 10) -> Path:
-        """Draw test data above their reconstructions."""
+    def draw_reconstructions(self, folder: Path, n: int = 10) -> None:
+        """Draw test data above their reconstructions, where the likelihood has a mean of their form."""
         x = self.splits.test[:: max(len(self.splits.test) // n, 1)][:n]
-        means = reconstruct(self.model, self.guide, x, seed=self.settings.seed)["x"]
-        figure = plots.reconstructions(x, means, self.splits.info.shape, "Test data and E[x | z], z from the guide")
-        return _save(figure, folder / "reconstructions.png")
+        means = self._images(reconstruct(self.model, self.guide, x, seed=self.settings.seed))
+        if means is not None:
+            title = "Test data and E[x | z], z from the guide"
+            figure = plots.reconstructions(x, means, self.splits.info.shape, title, ink=self.splits.info.ink)
+            _save(figure, folder / "reconstructions.png")
 
     def draw_samples(self, path: Path, n: int, seed: int) -> dict[str, torch.Tensor]:
-        """Draw from the prior and show the mean of x given z; return the draws."""
+        """Draw from the prior, show the mean of the data given the latents, and return the draws."""
         draws = sample(self.model, like=self.splits.test, n=n, seed=seed)
-        means = decode(self.model, draws, like=self.splits.test)["x"]
-        _save(plots.image_grid(means, self.splits.info.shape, "E[x | z], z from the prior"), path)
+        means = self._images(decode(self.model, draws, like=self.splits.test))
+        if means is not None:
+            info = self.splits.info
+            _save(plots.image_grid(means, info.shape, "E[x | z], z from the prior", ink=info.ink), path)
         return draws
 
     def title(self) -> str:
         """Name the job in a line."""
         s = self.settings
-        return f"{s.model} and {s.guide} on {s.data}, {s.objective} with K = {s.particles}"
+        likelihood = "" if "likelihood" in self.ignored() else f" ({s.likelihood})"
+        how = self.splits.info.binarization
+        return f"{s.model}{likelihood} and {s.guide} on {s.data} ({how}), {s.objective} with K = {s.particles}"
 
-    def _decoder(self) -> nn.Module:
-        s = self.settings
-        network = nets.MLP(s.z_dim, (s.hidden,), self.splits.train.shape[1])
-        return nn.Sequential(network, LIKELIHOODS[s.likelihood]())
+    def _images(self, means: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Return the means of the site that holds the data, whatever its name."""
+        return next((mean for mean in means.values() if mean.shape[1:] == (self.x_dim,)), None)
 
 
-def _default_binarization(model: Any, settings: Settings) -> str | None:
-    """Return how to binarize for the likelihood that the settings give a model's decoder."""
-    grey = settings.likelihood != "bernoulli" or not zoo.takes(model, "decoder")
-    return None if grey or settings.data == "static_mnist" else "dynamic"
+def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module:
+    return nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), x_dim), head())
+
+
+LIKELIHOODS = {
+    "bernoulli": partial(_decoder, nets.ToBernoulli),
+    "gaussian": partial(_decoder, nets.ToNormalOneScale),
+}
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -181,7 +181,8 @@ class Programs:
             if state[name].shape != own[name].shape
         ]
         if problems:
-            raise ValueError("state: does not fit model and guide: " + "; ".join(sorted(problems)))
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError("state: does not fit model and guide: " + "; ".join(sorted(problems)[:5]) + more)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])

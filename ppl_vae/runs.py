@@ -7,7 +7,6 @@ only), ``evaluation.json`` the test log-likelihood, and pictures. Reading one ne
 import csv
 import json
 import os
-import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,30 +23,30 @@ def new_folder(out: str | Path) -> Path:
     """Make a folder for a run.
 
     Raises:
-        FileExistsError: it holds a run already.
+        FileExistsError: it holds something already.
 
     Example:
         >>> new_folder(tmp_path / "runs" / "vae").is_dir()
         True
     """
     folder = Path(out)
-    if (folder / CONFIG).exists() or (folder / CHECKPOINT).exists():
-        raise FileExistsError(f"out: {folder} holds a run already; choose another folder or remove it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"out: {folder} exists and is not an empty folder; choose another name or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Write a file whole or not at all: into a temporary one beside it, synced, then renamed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import runs
-from ppl_vae.batches import Source, source
+from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.objectives import Objective, elbo, facts
@@ -21,7 +21,7 @@ from ppl_vae.programs import Program, Programs, forked_random_state, program_nam
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.steps import Step, check_options, svi_step
 
-__all__ = ["Fit", "fit"]
+__all__ = ["Fit", "fit", "restore"]
 
 Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
 
@@ -103,7 +103,7 @@ def fit(
 
     Raises:
         ContractError: model, guide and the first batch do not fit; nothing has been changed.
-        FileExistsError: ``out`` holds a run already.
+        FileExistsError: ``out`` exists and is not an empty folder.
         FloatingPointError: the bound became NaN or infinite. The best parameters so far are back.
 
     Reference: as `svi_step`.
@@ -126,9 +126,7 @@ def fit(
         if step is None:
             step = _make_step(model, guide, train, objective, particles, optimizer, compile)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
-            raise ValueError(
-                "step: it brings its own model, guide, objective, particles and optimizer; pass them to it"
-            )
+            raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
         if folder:
             settings = {"objective": facts(objective).name, "particles": particles, "epochs": epochs}
@@ -183,6 +181,34 @@ def _optimizer(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
             f"partial(torch.optim.Adam, lr=1e-3), found {make!r}"
         )
     return optimizer
+
+
+def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -> None:
+    """Copy the best parameters of a run folder into a model and a guide.
+
+    Args:
+        model: Pyro program of the same sizes as the one that was trained.
+        guide: its guide.
+        out: the folder that `fit` wrote.
+        like: a batch to run the programs on first, needed where parameters are made on the way
+            (``pyro.param``, lazy layers).
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: the parameters do not fit; nothing has been changed.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+        >>> _ = pv.fit(VAE(**sizes), Normal(**sizes), torch.ones(40, 6), epochs=1, out="run")
+        >>> model, guide = VAE(**sizes), Normal(**sizes)
+        >>> pv.restore(model, guide, "run")
+    """
+    programs = Programs(model, guide)
+    if like is not None:
+        programs.run_once(model, guide, as_batch(like))
+    programs.load_state_dict(runs.read_checkpoint(Path(out))["state"]["programs"])
 
 
 class _Loop:

@@ -62,7 +62,8 @@ def find(kind: str, spec: str) -> Any:
         return _from_file(*spec.rsplit(":", 1))
     known = discover(kind)
     if spec not in known:
-        raise ValueError(f"{kind[:-1]}: unknown name {spec!r}; there are {', '.join(known)}, or path/to/file.py:Name")
+        hint = f"{spec}:Name" if spec.endswith(".py") else "path/to/file.py:Name"
+        raise ValueError(f"{kind[:-1]}: unknown name {spec!r}; there are {', '.join(known)}, or {hint}")
     return known[spec]
 
 
@@ -71,7 +72,10 @@ def _from_file(file: str, name: str) -> Any:
     try:
         return attrgetter(name)(module)
     except AttributeError as error:
-        raise ValueError(f"{file}: it defines no {name!r}") from error
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
+        raise ValueError(
+            f"{file}: it defines no {name!r}; it has {', '.join(own) or 'no classes or functions'}"
+        ) from error
 
 
 @lru_cache  # once a file: its model and its guide may share parameters
@@ -97,6 +101,13 @@ def build(program: Any, options: Mapping[str, Any]) -> Any:
     """
     if not inspect.isclass(program):
         return program
+    parameters = inspect.signature(program).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in needed if name not in options]:
+        raise ValueError(
+            f"{program.__name__}: its constructor needs {', '.join(missing)}; give them defaults (those named "
+            f"{', '.join(options)} are filled in)"
+        )
     return program(**{name: value for name, value in options.items() if takes(program, name)})
 
 

@@ -1,8 +1,10 @@
 """The command line, as a person types it."""
 
 import json
+import shlex
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from matplotlib.image import imread
 from ppl_vae import cli, runs
 
 FAST = ["--epochs", "3", "--hidden", "16", "--z-dim", "2", "--eval-particles", "50"]
+FAST_OWN = ["--epochs", "2", "--z-dim", "2", "--eval-particles", "50"]
+FAST_OBJECT = ["--epochs", "2", "--eval-particles", "50"]
 FILES = {
     "config.toml",
     "metrics.csv",
@@ -116,6 +120,50 @@ def test_sample_draws_from_a_finished_run(monkeypatch, finished):
     assert (finished / "samples_n5_seed3.png").exists()
 
 
+def test_a_stopped_run_can_be_evaluated(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(runs, "append_metrics", Mock(side_effect=[None, KeyboardInterrupt]))
+    assert run(monkeypatch, "fit", *FAST, "--out", "run") == 130
+    assert "Stopped. The best parameters so far" in capsys.readouterr().out
+    assert run(monkeypatch, "evaluate", "run", "--particles", "20") == 0
+
+
+def test_the_next_commands_work_as_printed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    run(monkeypatch, "fit", "--model", "own.py:Model", *FAST_OWN, "--out", "with space")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "ppl-vae " in line]
+    assert len(lines) == 2
+    for line in lines:
+        command = shlex.split(line.removeprefix("Next:"))
+        assert run(monkeypatch, *(a.replace("5000", "20") for a in command[1:])) == 0
+
+
+def test_data_may_have_any_site_name(monkeypatch, tmp_path):
+    (tmp_path / "own.py").write_text(OWN.replace('"x"', '"obs"'))
+    assert run(monkeypatch, "fit", "--model", "own.py:Model", *FAST_OWN, "--out", "run") == 0
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_a_bernoulli_likelihood_of_ones_own_gets_binary_data(monkeypatch, tmp_path):
+    own = OWN.replace("dist.Normal(z @ self.weight, 0.5)", "dist.Bernoulli(logits=z @ self.weight)")
+    (tmp_path / "own.py").write_text(own)
+    assert run(monkeypatch, "fit", "--model", "own.py:Model", *FAST_OWN, "--out", "run") == 0
+    config = runs.read_config(tmp_path / "run")
+    assert config["binarize"] == "dynamic"
+    assert "likelihood" not in config
+
+
+def test_options_that_no_program_takes_are_refused(monkeypatch, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    methods = ["--model", "own.py:both.model", "--guide", "own.py:both.guide"]
+    assert run(monkeypatch, "fit", *methods, "--hidden", "9") == 1
+    assert "hidden: neither program's constructor takes it" in capsys.readouterr().err
+
+
+def test_version(monkeypatch, capsys):
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("ppl-vae ")
+
+
 def test_list_shows_what_there_is(monkeypatch, capsys):
     assert run(monkeypatch, "list") == 0
     printed = capsys.readouterr().out
@@ -130,7 +178,8 @@ def test_list_shows_what_there_is(monkeypatch, capsys):
 )
 def test_peoples_own_programs(monkeypatch, tmp_path, capsys, programs):
     (tmp_path / "own.py").write_text(OWN)
-    assert run(monkeypatch, "fit", *programs, *FAST, "--out", "run") == 0
+    sizes = FAST_OBJECT if "--guide" in programs else FAST_OWN
+    assert run(monkeypatch, "fit", *programs, *sizes, "--out", "run") == 0
     recorded = run(monkeypatch, "evaluate", "run", "--particles", "20")
     assert recorded == 1  # a path in a run folder is never executed
     assert "this run used own.py:" in capsys.readouterr().err
@@ -142,15 +191,17 @@ def test_peoples_own_programs(monkeypatch, tmp_path, capsys, programs):
 
 
 @pytest.mark.parametrize(
-    ("model", "guide", "options"),
+    "options",
     [
-        ("linear_gaussian", "exact", []),
-        ("vae", "normal", ["--likelihood", "gaussian"]),
-        ("vae", "normal", ["--objective", "iwae", "--particles", "5", "--binarize", "static"]),
+        ["--model", "linear_gaussian", "--guide", "exact", *FAST_OWN],
+        ["--model", "linear_gaussian", *FAST],
+        ["--likelihood", "gaussian", *FAST],
+        ["--objective", "iwae", "--particles", "5", "--binarize", "static", *FAST],
     ],
+    ids=["exact", "linear", "gaussian", "iwae"],
 )
-def test_other_programs_and_bounds(monkeypatch, model, guide, options, tmp_path):
-    assert run(monkeypatch, "fit", "--model", model, "--guide", guide, *options, *FAST, "--out", "run") == 0
+def test_other_programs_and_bounds(monkeypatch, options, tmp_path):
+    assert run(monkeypatch, "fit", *options, "--out", "run") == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     assert run(monkeypatch, "evaluate", "run", "--particles", "50") == 0
 
@@ -160,9 +211,10 @@ WRONG = {
     "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are exact, normal"),
     "an unknown bound": (["fit", "--objective", "vimco"], "objective: unknown name 'vimco'; there are elbo, iwae"),
     "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
-    "unknown data": (["fit", "--data", "cifar"], "name: unknown data set 'cifar'"),
-    "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected None or one of"),
+    "unknown data": (["fit", "--data", "cifar"], "data set: unknown name 'cifar'"),
+    "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected threshold, static, dynamic"),
     "a negative step": (["fit", "--learning-rate", "-1"], "learning_rate: expected a positive number, found -1.0"),
+    "a file without a name": (["fit", "--model", "own.py"], "there are linear_gaussian, vae, or own.py:Name"),
     "a missing file": (["fit", "--model", "nowhere.py:Model"], "nowhere.py: no such file"),
     "no run": (["evaluate", "nowhere"], "nowhere: not a finished run (it has no config.toml)"),
     "a guide that does not fit": (["fit", "--guide", "exact"], "VAE has no method posterior"),
@@ -183,13 +235,13 @@ def test_errors_are_a_line_not_a_traceback(monkeypatch, capsys, tmp_path, case):
 def test_a_failure_inside_a_persons_program_keeps_its_traceback(monkeypatch, tmp_path):
     (tmp_path / "own.py").write_text(OWN.replace("z @ self.weight", "z @ self.weight.mT"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        run(monkeypatch, "fit", "--model", "own.py:Model", *FAST)
+        run(monkeypatch, "fit", "--model", "own.py:Model", *FAST_OWN)
 
 
 def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
     before = (finished / "checkpoint.pt").read_bytes()
     assert run(monkeypatch, "fit", *FAST, "--out", str(finished)) == 1
-    assert "holds a run already" in capsys.readouterr().err
+    assert "exists and is not an empty folder" in capsys.readouterr().err
     assert (finished / "checkpoint.pt").read_bytes() == before
 
 

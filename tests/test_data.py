@@ -79,9 +79,9 @@ def test_threshold_cuts_at_one_half():
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(ValueError, match="name: unknown data set 'cifar'; there are digits, mnist"):
+    with pytest.raises(ValueError, match="data set: unknown name 'cifar'; there are digits, mnist"):
         pv.data.load("cifar")
-    with pytest.raises(ValueError, match="binarize: expected None or one of threshold, static, dynamic, found 'yes'"):
+    with pytest.raises(ValueError, match="binarize: expected threshold, static, dynamic or nothing, found 'yes'"):
         pv.data.load("digits", binarize="yes")
 
 
@@ -140,7 +140,7 @@ def test_static_mnist_reads_both_forms_of_its_files(monkeypatch, tmp_path):
     for split, x in bits.items():
         assert torch.equal(getattr(from_npz, split), torch.as_tensor(x).float())
         assert torch.equal(getattr(from_text, split), torch.as_tensor(x).float())
-    with pytest.raises(ValueError, match="binary as published"):
+    with pytest.raises(ValueError, match="binary already"):
         pv.data.load("static_mnist", root=tmp_path, binarize="dynamic")
 
 

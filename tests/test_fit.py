@@ -160,7 +160,7 @@ def test_a_run_folder_can_be_read_again(pair, tmp_path):
 def test_a_run_folder_is_never_overwritten(pair, tmp_path):
     pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
     saved = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    with pytest.raises(FileExistsError, match=r"out: .*run holds a run already"):
+    with pytest.raises(FileExistsError, match=r"out: .*run exists and is not an empty folder"):
         pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == saved
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ppl_vae.data import files
 from ppl_vae.data.splits import Info, Splits
 
-__all__ = ["describe", "load", "names"]
+__all__ = ["binarized", "describe", "load", "names"]
 
 Images = dict[str, Tensor]  # split name to (N, height, width), values in [0, 1]
 Labels = dict[str, Tensor]
@@ -50,13 +51,40 @@ def load(name: str, root: str | Path | None = None, binarize: str | None = None,
         (torch.Size([360, 64]), (8, 8), 'static')
     """
     if name not in _SETS:
-        raise ValueError(f"name: unknown data set {name!r}; there are {', '.join(names())}")
+        raise ValueError(f"data set: unknown name {name!r}; there are {', '.join(names())}")
     folder = Path(root or os.environ.get("PPL_VAE_DATA") or Path.home() / ".cache" / "ppl_vae").expanduser()
     images, labels, published, source = _SETS[name].load(folder)
     height, width = images["train"].shape[1:]
     flat = {split: x.reshape(len(x), -1).float() for split, x in images.items()}
-    how = _binarization(name, published, binarize)
-    return Splits(**_binarized(flat, how, seed), info=Info(name, how, (height, width), labels, source))
+    info = Info(name, published, (height, width), labels, source, ink=name != "frey_faces")
+    return binarized(Splits(**flat, info=info), binarize, seed)
+
+
+def binarized(splits: Splits, how: str | None, seed: int = 0) -> Splits:
+    """Return a data set binarized, as `load` does it.
+
+    Args:
+        splits: a data set as published.
+        how: None, ``"threshold"``, ``"static"`` or ``"dynamic"`` (see `load`).
+        seed: seeds the draws.
+
+    Raises:
+        ValueError: unknown binarization, or a set that is binary already.
+
+    Example:
+        >>> binarized(pv.data.load("digits"), "threshold").train.unique()
+        tensor([0., 1.])
+    """
+    published = splits.info.binarization
+    if how is None or how == published:
+        return splits
+    known = ("threshold", "static", "dynamic")
+    if how not in known:
+        raise ValueError(f"binarize: expected {', '.join(known)} or nothing, found {how!r}")
+    if published != "grey":
+        raise ValueError(f"binarize: {splits.info.name} is binary already ({published}); load it without")
+    parts = _drawn({"train": splits.train, "valid": splits.valid, "test": splits.test}, how, seed)
+    return Splits(**parts, info=replace(splits.info, binarization=how))
 
 
 def names() -> list[str]:
@@ -79,20 +107,7 @@ def describe(name: str) -> str:
     return _SETS[name].summary
 
 
-def _binarization(name: str, published: str, binarize: str | None) -> str:
-    known = ("threshold", "static", "dynamic")
-    if binarize is None or binarize == published:
-        return published
-    if binarize not in known:
-        raise ValueError(f"binarize: expected None or one of {', '.join(known)}, found {binarize!r}")
-    if published == "fixed":
-        raise ValueError(f"binarize: {name} is binary as published; load it without, or load 'mnist'")
-    return binarize
-
-
-def _binarized(x: Images, how: str, seed: int) -> Images:
-    if how in ("grey", "fixed"):
-        return x
+def _drawn(x: Images, how: str, seed: int) -> Images:
     if how == "threshold":
         return {split: (values > 0.5).float() for split, values in x.items()}
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +137,13 @@ def _torchvision(class_name: str) -> Callable[[Path], Loaded]:
         import torchvision.datasets
 
         cls = getattr(torchvision.datasets, class_name)
-        train, test = cls(root, train=True, download=True), cls(root, train=False, download=True)
+        try:
+            train, test = cls(root, train=True, download=True), cls(root, train=False, download=True)
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"root: {class_name} is not under {root} and could not be downloaded ({error}); point PPL_VAE_DATA or "
+                "root= to a folder that has it"
+            ) from error
         cut = {"train": train.data[:50_000], "valid": train.data[50_000:], "test": test.data}
         labels = {"train": train.targets[:50_000], "valid": train.targets[50_000:], "test": test.targets}
         return {split: x / 255 for split, x in cut.items()}, labels, "grey", f"torchvision {class_name}"
@@ -162,6 +183,10 @@ _SETS = {
     "mnist": _Set(f"{_SPLIT}, through torchvision, which downloads and checks it", _torchvision("MNIST")),
     "fashion_mnist": _Set(f"{_SPLIT}, through torchvision likewise", _torchvision("FashionMNIST")),
     "static_mnist": _Set(f"{_SPLIT}, binary as published, from the data root", _static_mnist),
-    "omniglot": _Set("22,722 / 1,623 / 8,115 images of 28 x 28, split by drawer, from the data root", _omniglot),
+    # By area averaging, so not the chardata.mat on which likelihoods were published.
+    "omniglot": _Set(
+        "22,722 / 1,623 / 8,115 images of 28 x 28, not the IWAE paper's, split by drawer, from the data root",
+        _omniglot,
+    ),
     "frey_faces": _Set("1,565 / 200 / 200 images of 28 x 20, in order of time, from the data root", _frey_faces),
 }

@@ -21,6 +21,7 @@ class Info:
         shape: height and width of an image; its pixels stand in this order in a row of the data.
         labels: labels by split, where the set has any.
         source: where it comes from.
+        ink: whether large values are ink, to be drawn dark; False for photographs.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Info:
     shape: tuple[int, int]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     source: str = ""
+    ink: bool = True
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
