@@ -127,6 +127,11 @@ class Loaded(Source):
         self.loader = loader
         self.rows = None if loader.drop_last else _length(loader.dataset)
 
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, or None where it is not known."""
+        return None if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
+
     def __iter__(self) -> Iterator[Batch]:
         return map(as_batch, self.loader)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_vae import contract
@@ -50,10 +51,11 @@ def check(model: Program, guide: Program, x: Any) -> None:
     check_values(model, batch)
     programs = Programs(model, guide)
     check_dtype(programs, batch)
-    with pyro.validation_enabled(True), undisturbed(programs):
+    with pyro.validation_enabled(True), undisturbed(programs, training=False):
         # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
-        for rows in sorted({len(batch[0]), max(len(batch[0]) - 1, 1)}, reverse=True):
-            check_structure(model, guide, tuple(part[:rows] for part in batch))
+        check_structure(model, guide, batch)
+        check_structure(model, guide, _resized(batch))
+        check_leading_axes(model, guide, batch)
         check_gradients(model, guide, batch, programs.run_once(model, guide, batch))
 
 
@@ -62,7 +64,7 @@ def check_values(model: Program, batch: Batch) -> None:
     present = _argument(model, "observed", batch)
     for i, part in enumerate(batch):
         bad = ~part.isfinite()
-        if present is not None and present.shape == part.shape:
+        if present is not None and present.dim() == part.dim():
             bad &= present.bool()
         if bad.any():
             rows = bad.reshape(len(part), -1).any(1).nonzero().flatten().tolist()
@@ -83,6 +85,13 @@ def supports(model: Program, x: Any) -> bool:
     except ContractError:
         return False
     return True
+
+
+def _resized(batch: Batch) -> Batch:
+    """Return a batch with one row less, or with its only row twice."""
+    if len(batch[0]) > 1:
+        return tuple(part[:-1] for part in batch)
+    return tuple(torch.cat([part, part]) for part in batch)
 
 
 def check_arguments(program: Program, role: str, batch: Batch) -> None:
@@ -119,16 +128,14 @@ def check_dtype(programs: Programs, batch: Batch) -> None:
 
 
 def check_structure(model: Program, guide: Program, batch: Batch) -> None:
-    """Sites, plates, shapes and supports without particles, then the networks with two."""
+    """Sites, plates, shapes and supports, without particles."""
     guide_trace = _explained_trace(guide, "guide", batch)
     model_trace = _explained_trace(model, "model", batch)
     contract.check_roles(model_trace, guide_trace)
     contract.check_names(model_trace, guide_trace)
     contract.check_pair_shapes(model_trace, guide_trace)
     contract.check_densities(model_trace, guide_trace)
-    contract.check_data_support(model_trace)
     contract.check_supports(model_trace, guide_trace)
-    check_leading_axes(model, guide, batch)
 
 
 def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
@@ -159,26 +166,50 @@ def _failed_site(error: Exception) -> Iterator[tuple[str, contract.Site]]:
 
 
 def check_leading_axes(model: Program, guide: Program, batch: Batch) -> None:
-    """The networks accept an axis of particles to the left of the batch."""
+    """The networks accept an axis of particles to the left of the batch, and mix neither."""
     try:
         with own_parameters(), torch.no_grad():
-            paired_traces(model, guide, batch, particles=2)
+            together = paired_traces(model, guide, batch, particles=2)
     except Exception as error:
         raise ContractError(
             "the programs run on a batch but fail with two particles, where each latent has a leading axis of size 2: "
             f"{str(error).splitlines()[0]}. Let networks act on the last axes only (those of ppl_vae.nets do), and "
-            "index from the right"
+            "index from the right (x.expand(*z.shape[:-1], -1) gives x the axes of z)"
         ) from error
+    contract.check_data_support(together[0])
+    draws = {name: site["value"] for name, site in contract.latents(together[1]).items()}
+    for program, role, trace in ((model, "model", together[0]), (guide, "guide", together[1])):
+        _check_independence(program, role, trace, draws, batch)
+
+
+def _check_independence(program: Program, role: str, trace: Any, draws: dict[str, Tensor], batch: Batch) -> None:
+    """A datum's density with one particle is the same beside other particles and other data."""
+    first = {name: value[0, :1] for name, value in draws.items()}
+    with own_parameters(), torch.no_grad():
+        alone = poutine.trace(poutine.condition(program, data=first)).get_trace(*(part[:1] for part in batch))
+    for name, site in contract.sample_sites(alone):
+        together = _log_density(trace.nodes[name]).expand(2, -1)[0, :1]
+        ours = _log_density(site)
+        # Rounding apart; a sum that mixes particles or data is off by far more.
+        if ((together - ours).abs() > 1e-3 * (1 + ours.abs())).any():
+            raise ContractError(
+                f"{role}: site '{name}' has log density {ours.item():.4f} for the first datum alone and "
+                f"{together.item():.4f} beside others: something mixes particles or data (a mean, softmax or index "
+                "over dim 0 or 1). Count axes from the right: dim=-1 is the last axis of an event"
+            )
+
+
+def _log_density(site: contract.Site) -> Tensor:
+    return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
 
 
 def check_gradients(model: Program, guide: Program, batch: Batch, programs: Programs) -> None:
     """Every trainable parameter is in the graph of the bound (its gradient may be zero)."""
     parameters = programs.parameters()
-    if not parameters:
-        return
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         particles = weigh(model, guide, batch, linear=True)
         total = sum((p.sum() for p in particles.penalties.values()), start=elbo(particles).sum())
+        _check_leaves(total, parameters)
         inputs = list(parameters.values())
         found = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None] * len(inputs)
     unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
@@ -187,3 +218,21 @@ def check_gradients(model: Program, guide: Program, batch: Batch, programs: Prog
             f"parameter {', '.join(unused)}: trainable, but absent from the graph of the bound, so it would never "
             "train; use it in the model or the guide, or freeze it with requires_grad_(False)"
         )
+
+
+def _check_leaves(total: Tensor, parameters: dict[str, Tensor]) -> None:
+    """Everything trainable in the graph of the bound is known, so that it will train."""
+    known, seen, queue = {id(p) for p in parameters.values()}, set(), [total.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue += [parent for parent, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ContractError(
+                f"a trainable tensor of shape {tuple(leaf.shape)} is used by the programs but belongs to no module "
+                "that they show, so it would never train; declare its network with pyro.module('name', network), or "
+                "make the program an nn.Module that has it"
+            )

@@ -176,7 +176,7 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     table.add_row(
         "", f"K = {evaluation.particles:,}, N = {len(evaluation):,}, Monte Carlo error {evaluation.mc_se:.3f}"
     )
-    table.add_row("not to be trusted", f"{evaluation.untrusted:.1%} of the data (Pareto k-hat above 0.7)")
+    table.add_row("not to be trusted", evaluation.verdict)
     table.add_row("run folder", str(folder))
     table.add_row("", ", ".join(sorted(path.name for path in folder.iterdir())))
     console().print(table)

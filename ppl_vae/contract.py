@@ -4,12 +4,14 @@ Each check raises a `ContractError` that names the site, what was found and the 
 traces only; `ppl_vae.checking` runs the programs.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from pyro import distributions as dist
 from torch import Size, Tensor
+from torch.distributions import constraints
 
 __all__ = ["DATA_PLATE", "PARTICLE_PLATE", "PENALTY", "ContractError"]
 
@@ -111,6 +113,7 @@ def check_site(name: str, site: Site, program: str, rows: int) -> None:
     """Hold one site, traced without particles, to its plate and its batch shape."""
     check_plate(name, site, program, rows)
     check_batch_shape(name, site, program, rows)
+    check_data_shape(name, site)
 
 
 def check_plate(name: str, site: Site, program: str, rows: int) -> None:
@@ -155,6 +158,16 @@ def _raise_unplated(where: str, site: Site, rows: int) -> None:
         f"{where} is a global latent (outside the plate 'data'); importance weights are per datum and cannot hold "
         "one. Move it into the plate, or make it a parameter"
     )
+
+
+def check_data_shape(name: str, site: Site) -> None:
+    """Data have the shape of their likelihood; broadcasting would count some of them more than once."""
+    wanted = site["fn"].batch_shape + site["fn"].event_shape
+    if site["is_observed"] and not is_factor(site) and site["value"].shape != wanted:
+        raise ContractError(
+            f"site '{name}': data of shape {tuple(site['value'].shape)} meet a likelihood of shape {tuple(wanted)} "
+            "(batch and event); give the network the data's size, or reshape the data"
+        )
 
 
 def check_batch_shape(name: str, site: Site, program: str, rows: int) -> None:
@@ -212,11 +225,21 @@ def check_supports(model_trace: Any, guide_trace: Any) -> None:
     drawn = latents(guide_trace)
     for name, site in latents(model_trace).items():
         p, q = site["fn"], drawn[name]["fn"]
-        if not (_supports(p, q.sample()) and _supports(q, p.sample())):
+        same = _range(p.support) == _range(q.support)
+        if not (same and _supports(p, q.sample()) and _supports(q, p.sample())):
             raise ContractError(
                 f"site '{name}' has support {p.support} in the model ({_kind(p)}) and {q.support} in the guide "
                 f"({_kind(q)}); choose a guide distribution with the model's support"
             )
+
+
+def _range(support: Any) -> tuple[bool, float, float]:
+    """Return whether a support is discrete, and its bounds; draws alone may miss a difference."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bounds = (0, 1) if support is constraints.boolean else (-math.inf, math.inf)
+    lower, upper = getattr(support, "lower_bound", bounds[0]), getattr(support, "upper_bound", bounds[1])
+    return support.is_discrete, float(torch.as_tensor(lower).min()), float(torch.as_tensor(upper).max())
 
 
 def _supports(fn: Any, value: Tensor) -> bool:
@@ -246,10 +269,16 @@ def _inside(fn: Any, value: Tensor, mask: Tensor | bool | None) -> Tensor:
     if isinstance(fn, dist.Independent):
         return _inside(fn.base_dist, value, mask)
     if isinstance(fn, dist.MaskedDistribution):
-        return _inside(fn.base_dist, value, mask) | ~torch.as_tensor(fn._mask)
+        events = len(fn.event_shape)
+        return _masked_out(_inside(fn.base_dist, value, mask), fn._mask, events)
     inside = fn.support.check(value)
+    return _masked_out(inside, mask, inside.dim() - mask.dim() if torch.is_tensor(mask) else 0)
+
+
+def _masked_out(inside: Tensor, mask: Tensor | bool | None, events: int) -> Tensor:
+    """Count as inside what a mask over the batch, with so many event axes to its right, covers."""
     if torch.is_tensor(mask):
-        return inside | ~mask.reshape(mask.shape + (1,) * (inside.dim() - mask.dim()))
+        return inside | ~mask.reshape(mask.shape + (1,) * events)
     return inside if mask in (None, True) else torch.ones_like(inside)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ppl_vae.batches import Batch, as_batch, source
 from ppl_vae.checking import check
@@ -24,7 +25,7 @@ __all__ = ["Evaluation", "evaluate"]
 KHAT_LIMIT = 0.7
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:
     """Log-likelihood estimates, per datum and over the set. All in nats.
 
@@ -72,7 +73,14 @@ class Evaluation:
     @property
     def untrusted(self) -> float:
         """Share of data whose k-hat is above 0.7."""
-        return float((self.khat > KHAT_LIMIT).double().mean())
+        return float((~(self.khat <= KHAT_LIMIT)).double().mean())  # a k-hat that is no number is no comfort
+
+    @property
+    def verdict(self) -> str:
+        """Which data's estimates are not to be trusted, in words."""
+        if bool(self.khat.isposinf().all()):
+            return "unknown: K is too small for a Pareto k-hat"
+        return f"{self.untrusted:.1%} of the data (Pareto k-hat above {KHAT_LIMIT})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values."""
@@ -85,7 +93,7 @@ class Evaluation:
             **means,
             "se": self.se,
             "mc_se": self.mc_se,
-            "khat_above_0.7": self.untrusted,
+            "khat_above_0.7": None if bool(self.khat.isposinf().all()) else self.untrusted,
         }
 
     def __str__(self) -> str:
@@ -93,7 +101,7 @@ class Evaluation:
             f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {_known(self.se, 2)} nats per "
             f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {_known(self.mc_se, 3)}), "
             f"estimated by importance sampling with K = {self.particles:,} per datum; the ELBO is "
-            f"{float(self.elbo.mean()):.2f}. {_reliability(self)}"
+            f"{float(self.elbo.mean()):.2f}. Not to be trusted: {self.verdict}."
         )
 
     __repr__ = __str__
@@ -102,12 +110,6 @@ class Evaluation:
 def _known(error: float, digits: int) -> str:
     """Return an error in words: one datum has no spread over data, one draw none over draws."""
     return "unknown" if math.isnan(error) else f"{error:.{digits}f}"
-
-
-def _reliability(evaluation: Evaluation) -> str:
-    if bool(evaluation.khat.isposinf().all()):
-        return "K is too small for a Pareto k-hat, so the estimate comes without a diagnosis."
-    return f"Not to be trusted (Pareto k-hat above {KHAT_LIMIT}): {evaluation.untrusted:.1%} of the data."
 
 
 def evaluate(
@@ -150,7 +152,8 @@ def evaluate(
 
     Raises:
         ContractError: model, guide and the first batch do not fit.
-        FloatingPointError: a log-weight is NaN; the message names the datum and the site.
+        FloatingPointError: a log-weight is NaN, or all of a datum's are minus infinity; the message
+            names the datum and the site.
 
     Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR
     2016, https://arxiv.org/abs/1509.00519; Monte Carlo error by the delta method, A. Owen, "Monte
@@ -168,6 +171,8 @@ def evaluate(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
     subject = _subject(model, guide, data) if subject is None else subject
+    if isinstance(data, DataLoader) and data.drop_last:
+        raise ValueError("data: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
     batches = source(data.test if isinstance(data, Splits) else data, batch_size)
     programs = Programs(model, guide)
     with undisturbed(programs, seed, training=False), progress_bar("Evaluating", batches.batches, progress) as bar:
@@ -205,11 +210,17 @@ def _log_weights(model: Program, guide: Program, batch: Batch, particles: int, c
             drawn = weigh(model, guide, batch, len(rows))
             rows.copy_(drawn.log_w)
             if not rows.isfinite().all():
-                _refuse_nan(drawn, start)
+                _refuse_impossible(drawn, start)
+    empty = log_w.isneginf().all(0)
+    if empty.any():
+        raise FloatingPointError(
+            f"datum {start + int(empty.nonzero()[0])}: all {particles} draws of the guide have zero density under the "
+            "model; look for data or latents outside its support, or draw more particles"
+        )
     return log_w
 
 
-def _refuse_nan(drawn: Particles, start: int) -> None:
+def _refuse_impossible(drawn: Particles, start: int) -> None:
     """Name the first site and datum with an impossible log density.
 
     A latent may have no density under the model (its weight is zero), never under its own guide.

@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from ppl_vae.batches import as_batch
-from ppl_vae.objectives.vocabulary import Objective, facts
+from ppl_vae.objectives.vocabulary import Objective, facts, mean_penalty
 from ppl_vae.programs import Program, modules_of, program_name
 from ppl_vae.steps import check_options
 from ppl_vae.weighing import weigh_in_place
@@ -96,7 +96,7 @@ class ELBO(PyroELBO):
         """Return minus the bound, summed over data, with its gradient."""
         linear = facts(self.objective).linear
         particles = weigh_in_place(model, guide, as_batch(args), self.num_particles, linear=linear)
-        penalty = sum(p.mean(0) for p in particles.penalties.values())
+        penalty = sum(mean_penalty(p, particles) for p in particles.penalties.values())
         return -particles.scale * (self.objective(particles) + penalty).sum()
 
     def loss(self, model: Program, guide: Program, *args: Any) -> float:

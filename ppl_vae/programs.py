@@ -4,6 +4,7 @@ Three styles are accepted: an ``nn.Module`` or ``PyroModule`` with ``forward``; 
 as ``vae.model`` and ``vae.guide``; plain functions that use ``pyro.module`` or ``pyro.param``.
 """
 
+import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,11 +97,24 @@ def _parts(thing: Any) -> Iterable[Any]:
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, FunctionType):
-        names = inspect.getclosurevars(thing)
-        near = [v for v in names.globals.values() if getattr(v, "__module__", "") == thing.__module__]
-        modules = [v for v in names.globals.values() if isinstance(v, nn.Module)]
-        return [*names.nonlocals.values(), *modules, *near]
-    return []
+        # Global names that are loaded as such; attributes may have a global's name by chance.
+        loaded = {i.argval for i in dis.get_instructions(thing) if i.opname == "LOAD_GLOBAL"}
+        used = [thing.__globals__[name] for name in loaded if name in thing.__globals__]
+        return [*inspect.getclosurevars(thing).nonlocals.values(), *filter(_may_hold_modules, used)]
+    if isinstance(thing, list | tuple):
+        return thing
+    if isinstance(thing, dict):
+        return thing.values()
+    return vars(thing).values() if callable(thing) and _may_hold_modules(thing) else []
+
+
+def _may_hold_modules(thing: Any) -> bool:
+    """Tell a person's own objects, functions and containers from those of libraries."""
+    if isinstance(thing, nn.Module | list | tuple | dict):
+        return True
+    home = thing.__module__ if isinstance(thing, FunctionType) else type(thing).__module__
+    library = home.split(".")[0] in {"builtins", "pyro", "torch", "numpy", "types", "typing", "functools"}
+    return hasattr(thing, "__dict__") and not library and not inspect.isclass(thing)
 
 
 def program_name(program: Program) -> str:
@@ -220,7 +234,13 @@ def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> 
     """Leave modes and buffers as they were found; draws inside move the random state."""
     modules = [m for module in programs.modules.values() for m in module.modules()]
     modes = [m.training for m in modules]
-    buffers = [(b, b.clone()) for module in modules for b in module.buffers(recurse=False) if not is_lazy(b)]
+    # By name, since a module may put another tensor in a buffer's place.
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
     try:
         if training is not None:
             programs.train(training)
@@ -229,8 +249,10 @@ def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> 
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @contextmanager

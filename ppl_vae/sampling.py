@@ -45,10 +45,14 @@ def sample(
     """
     programs = Programs(model, model)
     x, *rest = _placeholder(like, n, shape, programs)
-    with undisturbed(programs, training=False):
-        draws, again = (_draws(model, (other, *rest), seed) for other in (torch.zeros_like(x), torch.ones_like(x)))
-    for name, value in draws.items():
-        if not torch.equal(value, again[name]):
+    with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(torch.zeros_like(x), *rest)
+        draws = {name: site["value"] for name, site in _densities(trace).items()}
+        # The same draws beside another x: a density that moves was computed from x.
+        beside = poutine.trace(poutine.condition(model, data=draws)).get_trace(_noise_like(x), *rest)
+    again = _densities(beside)
+    for name, site in _densities(trace).items():
+        if not torch.equal(_log_density(site), _log_density(again[name])):
             raise ContractError(
                 f"site '{name}': its distribution reads x, so the model cannot be drawn from in one pass; use the "
                 "program's own way to sample"
@@ -70,11 +74,17 @@ def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Pro
     return programs.on_device(tuple(part[rows.to(part.device)] for part in batch))
 
 
-def _draws(model: Program, batch: Batch, seed: int) -> dict[str, Tensor]:
-    with own_parameters(), torch.no_grad():
-        torch.manual_seed(seed)
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
-    return {name: site["value"] for name, site in contract.sample_sites(trace) if not contract.is_factor(site)}
+def _densities(trace: Any) -> dict[str, contract.Site]:
+    return {name: site for name, site in contract.sample_sites(trace) if not contract.is_factor(site)}
+
+
+def _log_density(site: contract.Site) -> Tensor:
+    return site["fn"].log_prob(site["value"])
+
+
+def _noise_like(x: Tensor) -> Tensor:
+    """Return zeros and ones drawn at random, in the type of x."""
+    return torch.randint(0, 2, x.shape, device=x.device).to(x.dtype)
 
 
 def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed: int = 0) -> dict[str, Tensor]:
@@ -99,8 +109,11 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
     """
     programs = Programs(model, guide)
     batch = programs.on_device(as_batch(x))
+    if not isinstance(particles, int) or particles < 1:
+        raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
-        model_trace, _ = paired_traces(model, guide, batch, particles)
+        model_trace, guide_trace = paired_traces(model, guide, batch, particles)
+    contract.check_names(model_trace, guide_trace)
     return {name: mean.mean(0) for name, mean in _means(model_trace).items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
-from ppl_vae.objectives import Objective, elbo, facts
+from ppl_vae.objectives import Objective, elbo, facts, mean_penalty
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.weighing import weigh
@@ -119,7 +119,7 @@ class SVIStep:
     def _loss(self, batch: Batch) -> tuple[Tensor, Info]:
         particles = self._weigh(batch)
         bound = self.objective(particles).mean()
-        penalties = {name: value.mean() for name, value in particles.penalties.items()}
+        penalties = {name: mean_penalty(p, particles).mean() for name, p in particles.penalties.items()}
         loss = -sum(penalties.values(), start=bound)
         detached = {name: value.detach() for name, value in penalties.items()}
         return loss, Info(bound.detach(), detached)

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -124,7 +124,7 @@ def fit(
     held_out = None if valid is None else source(valid, batch_size)
     with forked_random_state(seed):
         if step is None:
-            step = _make_step(model, guide, train, objective, particles, optimizer, compile)
+            step = _make_step(model, guide, train, held_out, objective, particles, optimizer, compile)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
@@ -152,6 +152,7 @@ def _make_step(
     model: Program | None,
     guide: Program | None,
     train: Source,
+    held_out: Source | None,
     objective: Objective,
     particles: int,
     optimizer: Optimizer | None,
@@ -160,7 +161,7 @@ def _make_step(
     if model is None or guide is None:
         raise ValueError("model, guide: pass both, or a step that brings its own")
     check_options(objective, particles, compile)
-    batch = train.first()
+    batch = Programs(model, guide).on_device(train.first())
     check(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
     if not isinstance(optimizer, torch.optim.Optimizer):
         programs = Programs(model, guide).run_once(model, guide, batch)
@@ -170,6 +171,8 @@ def _make_step(
         optimizer = _optimizer(optimizer or partial(torch.optim.Adam, lr=1e-3), parameters)
     step = svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
     step.prepare(batch)
+    if held_out is not None:
+        check(model, guide, step.programs.on_device(held_out.first()))
     return step
 
 
@@ -241,6 +244,7 @@ class _Loop:
                     if self.valid is not None:
                         row["valid_bound"] = self._validate()
                     row["seconds"] = time.perf_counter() - started
+                    self._refuse_nan(row)
                     self._record(row)
         finally:  # also when a person stops it, or the bound is no number
             self.step.load_state_dict(self.best_state)
@@ -257,14 +261,17 @@ class _Loop:
                 totals[name] = totals.get(name, 0.0) + value * n
             rows += n
             bar.advance(partial(_note, epoch, self.epochs, totals["train_bound"], rows))
-        means = {name: float(total) / rows for name, total in totals.items()}
-        self._refuse_nan(means["train_bound"], epoch)
-        return means
+        return {name: float(total) / rows for name, total in totals.items()}
 
     def _validate(self) -> float:
         with forked_random_state(self.seed):  # the same noise each time, so that epochs compare
             bounds = torch.cat([self.step.bound(batch) for batch in self.valid])
         return float(bounds.double().mean())
+
+    def _is_finite(self) -> bool:
+        """Tell whether every floating tensor of the state is finite; asked once an epoch."""
+        tensors = [t for t in _tensors(self.step.state_dict()) if t.is_floating_point()]
+        return all(bool(t.isfinite().all()) for t in tensors)
 
     def _record(self, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -278,12 +285,28 @@ class _Loop:
         if self.folder:
             runs.append_metrics(self.folder, row)
 
-    def _refuse_nan(self, bound: float, epoch: int) -> None:
-        if not math.isfinite(bound):
+    def _refuse_nan(self, row: dict[str, float]) -> None:
+        """Stop before a state is kept whose bound or parameters are not numbers."""
+        wrong = [f"the {name} became {v}" for name, v in row.items() if not math.isfinite(v)]
+        if not wrong and not self._is_finite():
+            wrong = ["a parameter became NaN or infinite"]
+        if wrong:
             raise FloatingPointError(
-                f"the bound became {bound} in epoch {epoch}; the programs have their best parameters so far back. "
-                "Try a smaller learning rate, or a floor under the scales that networks give"
+                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. Look at the "
+                "data, try a smaller learning rate, or put a floor under the scales that networks give"
             )
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts and sequences."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
 
 
 def _note(epoch: int, epochs: int, total: Tensor, rows: int) -> str:

@@ -90,6 +90,12 @@ def _record(model_trace: Any, guide_trace: Any, shape: Size, linear: bool) -> Pa
     # A factor of the guide enters an ELBO with a minus; so does its penalty.
     penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
     drawn = contract.latents(guide_trace)
+    scales = {contract.plate_scale(site) for site in (*model_sites.values(), *guide_sites.values())}
+    if len(scales) > 1:
+        raise ContractError(
+            f"plate 'data': model and guide scale it differently ({', '.join(map(str, sorted(scales)))}); give both "
+            "the same pyro.plate('data', N, len(x))"
+        )
     score = [_log_prob(site).expand(shape) for site in drawn.values() if not site["fn"].has_rsample]
     return Particles(
         log_p=log_p,
@@ -97,7 +103,7 @@ def _record(model_trace: Any, guide_trace: Any, shape: Size, linear: bool) -> Pa
         log_q_score=sum(score, start=torch.zeros(())),
         values={name: site["value"] for name, site in drawn.items()},
         penalties=penalties,
-        scale=contract.plate_scale(next(iter(model_sites.values()))),
+        scale=scales.pop(),
     )
 
 

@@ -114,6 +114,29 @@ def sequential_plate(x):
         pyro.sample(f"z_{i}", normal((2,)).to_event(1))
 
 
+def scaled_plate(x, size, observe):
+    with pyro.plate("data", size, x.shape[0], dim=-1):
+        z = pyro.sample("z", normal((x.shape[0], 2)).to_event(1))
+        if observe:
+            pyro.sample("x", bernoulli(z), obs=x)
+
+
+def categories(n):
+    return latent(event=0, make=lambda shape: dist.Categorical(torch.ones(shape[0], n)))
+
+
+def hidden_guide():
+    """Return a guide that keeps its network where nobody finds it, and does not declare it."""
+    network = nn.Linear(D, 2)
+    hidden = (lambda: network,)
+
+    def program(x, find=hidden):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(find[0]()(x), 1.0).to_event(1))
+
+    return program
+
+
 class Unused(VAE):
     def __init__(self):
         super().__init__(x_dim=D, z_dim=2, hidden=(4,))
@@ -273,6 +296,57 @@ WRONG = {
         r"model: it takes \(x, y\), but the batch has 1 tensors",
     ),
     "a data set for a batch": (vae(), guide(), pv.data.load("digits"), "expected a batch, found the three parts"),
+    "a softmax over the wrong axis once there are particles": (
+        model_of(latent(), lambda z: dist.Normal(torch.softmax(z, 1).repeat_interleave(3, -1), 1.0).to_event(1)),
+        latent_guide,
+        torch.randn(8, D),
+        r"model: site 'x' has log density .* for the first datum alone and .* beside others.*dim=-1",
+    ),
+    "a guide that mixes data": (
+        latent_model,
+        guide_of(lambda x: pyro.sample("z", dist.Normal((x - x.mean(0) + 1)[:, :2] * x.sum(), 1.0).to_event(1))),
+        X,
+        r"guide: site 'z' has log density .* beside others: something mixes particles or data",
+    ),
+    "a guide that reaches past a prior on one side": (
+        model_of(latent(make=lambda s: dist.HalfNormal(torch.ones(s))), bernoulli),
+        guide_of(latent(make=lambda s: dist.Normal(torch.full(s, 9.0), 0.01))),
+        X,
+        r"site 'z' has support .*\(HalfNormal\).*\(Normal\)",
+    ),
+    "one category too few": (
+        model_of(
+            latent(event=0, size=1, make=lambda s: dist.Categorical(torch.ones(s[0], 10))),
+            lambda z: bernoulli(z[..., None].float()),
+        ),
+        guide_of(latent(event=0, size=1, make=lambda s: dist.Categorical(torch.ones(s[0], 9)))),
+        X,
+        r"site 'z' has support .*\(Categorical\).*\(Categorical\)",
+    ),
+    "a likelihood of another size than the data": (
+        VAE(x_dim=D + 4, z_dim=2, hidden=(4,)),
+        guide(),
+        X,
+        r"site 'x': data of shape \(8, 6\) meet a likelihood of shape \(8, 10\)",
+    ),
+    "a likelihood of one pixel for six": (
+        VAE(x_dim=1, z_dim=2, hidden=(4,)),
+        guide(),
+        X,
+        r"site 'x': data of shape \(8, 6\) meet a likelihood of shape \(8, 1\)",
+    ),
+    "another scale in the model than in the guide": (
+        lambda x: scaled_plate(x, 80, observe=True),
+        lambda x: scaled_plate(x, 8, observe=False),
+        X,
+        r"plate 'data': model and guide scale it differently \(1.0, 10.0\)",
+    ),
+    "networks that nothing shows": (
+        latent_model,
+        hidden_guide(),
+        X,
+        r"a trainable tensor of shape .* belongs to no module.*pyro.module\('name', network\)",
+    ),
     "an enumerated site": (
         lambda x: pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}),
         nothing,

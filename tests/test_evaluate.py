@@ -215,6 +215,42 @@ def test_an_exact_guide_is_trusted_in_single_precision():
     assert evaluation.mc_se < 1e-4
 
 
+def test_khat_of_tied_weights_is_arvizs():
+    """A discrete latent gives few distinct weights; those tied with the cutoff are no tail."""
+    torch.manual_seed(0)
+    values = torch.tensor([0.0, 0.5, 1.0, 1.2, 1.5, 1.7, 2.0, 2.5, 2.7, 3.0], dtype=torch.float64)
+    tied = values[torch.randint(0, 10, (1000, 4))]
+    few = torch.full((200, 1), -torch.inf, dtype=torch.float64)
+    few[:20, 0] = torch.randn(20, dtype=torch.float64)
+    assert (pareto_khat(tied) < 0.7).all()
+    assert not pareto_khat(few).isnan().any()
+
+
+def test_a_datum_without_any_weight_is_refused():
+    class Nowhere(LinearGaussian):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.factor("nowhere", torch.full_like(z[..., 0], -torch.inf))
+                super_loc = z @ self.weight.mT + self.bias
+                pyro.sample("x", dist.Normal(super_loc, self.log_scale.exp()).to_event(1), obs=x)
+
+    with pytest.raises(FloatingPointError, match="datum 0: all 3 draws of the guide have zero density"):
+        pv.evaluate(Nowhere(x_dim=6, z_dim=2), Normal(x_dim=6, z_dim=2, hidden=(8,)), torch.zeros(4, 6), particles=3)
+
+
+def test_a_khat_that_is_no_number_is_not_trusted():
+    one = torch.ones(2, dtype=torch.float64)
+    evaluation = pv.Evaluation(one, one, one, torch.tensor([0.1, math.nan]), one, 10, 0)
+    assert evaluation.untrusted == 0.5
+
+
+def test_a_loader_that_drops_data_is_refused(pair):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pair.data(8)), batch_size=3, drop_last=True)
+    with pytest.raises(ValueError, match="drops its last batch"):
+        pv.evaluate(pair.model, pair.guide, loader)
+
+
 def test_khat_of_few_or_equal_weights():
     assert pareto_khat(torch.randn(10, 2)).isposinf().all()
     assert pareto_khat(torch.zeros(1000, 2)).isneginf().all()

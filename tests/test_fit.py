@@ -212,7 +212,7 @@ def test_a_bound_that_is_no_number_stops_and_gives_the_best_parameters_back(pair
         steps.append(1)
         return pv.objectives.elbo(particles) + (float("nan") if len(steps) > 5 else 0.0)
 
-    with pytest.raises(FloatingPointError, match=r"the bound became nan in epoch 3.*best parameters so far back"):
+    with pytest.raises(FloatingPointError, match=r"the train_bound became nan in epoch 3.*best parameters so far"):
         pv.fit(pair.model, pair.guide, pair.data(10), objective=sometimes, epochs=5, batch_size=5)
     assert all(p.isfinite().all() for p in pair.parameters().values())
 
@@ -272,6 +272,90 @@ def test_a_bound_that_forgets_the_score_function_is_refused():
     with pytest.raises(ValueError, match=r"objective: the guide draws a site without.*with_score\(bound, particles\)"):
         pv.fit(Bits(), BitsGuide(), x, objective=forgetful, particles=2)
     pv.fit(Bits(), BitsGuide(), x, objective=mindful, particles=2, epochs=1)
+
+
+def test_a_gradient_that_is_no_number_never_becomes_the_best_state(pair):
+    """The bound is finite, its gradient is not: the parameters after the step are NaN."""
+
+    def broken(particles):
+        return pv.objectives.elbo(particles) + 0 * (particles.log_w.sum(0) * 0).sqrt()
+
+    before = {name: p.detach().clone() for name, p in pair.parameters().items()}
+    with pytest.raises(FloatingPointError, match="a parameter became NaN or infinite in epoch 1"):
+        pv.fit(pair.model, pair.guide, pair.data(10), objective=broken, epochs=5, batch_size=10)
+    assert all(torch.equal(p, before[name]) for name, p in pair.parameters().items())
+
+
+def test_validation_data_are_checked_too(pair):
+    x = pair.data(10)
+    with pytest.raises(pv.ContractError, match="outside the support"):
+        pv.fit(pair.model, pair.guide, x, valid=x + 0.5)
+
+
+def test_a_validation_bound_that_is_no_number_stops():
+    x = torch.zeros(4, 1)
+    with pytest.raises(FloatingPointError, match="the valid_bound became nan in epoch 1"):
+        pv.fit(step=Scripted([float("nan")]), data=x, valid=x, epochs=2)
+
+
+def test_programs_on_another_device_get_their_batches_there(pair):
+    """The meta device stands for a GPU: on the CPU's tensors its programs fail."""
+    model, guide = pair.model.to("meta"), pair.guide.to("meta")
+    batch = pv.programs.Programs(model, guide).on_device((pair_data := torch.ones(4, 6).double(),))
+    assert batch[0].is_meta
+    assert not pair_data.is_meta
+
+
+def test_the_order_of_training_data_changes_with_the_epoch():
+    seen = []
+
+    class Watching(Scripted):
+        def __call__(self, x):
+            seen.append(x[0][:, 0].tolist())
+            return pv.Info(bound=torch.tensor(-1.0))
+
+    x = torch.arange(6.0).unsqueeze(-1)
+    pv.fit(step=Watching([]), data=x, epochs=2, batch_size=6)
+    first, second = seen
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4, 5]
+    assert first != second
+
+
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_the_transform_reaches_streamed_data(kind):
+    seen = []
+
+    class Watching(Scripted):
+        def __call__(self, x):
+            seen.append(x[0])
+            return pv.Info(bound=torch.tensor(-1.0))
+
+    dataset = TensorDataset(torch.full((50, 4), 0.5))
+    data = dataset if kind == "dataset" else DataLoader(dataset, batch_size=10)
+    pv.fit(step=Watching([]), data=data, epochs=1, transform=torch.bernoulli)
+    assert set(torch.cat(seen).unique().tolist()) == {0.0, 1.0}
+
+
+def test_buffers_are_part_of_the_best_state(tmp_path):
+    model, guide = pairs.digits_vae()
+    guide.encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(64), guide.encoder)
+    x = pv.data.load("digits", binarize="static").train[:100]
+    pv.fit(model, guide, x, epochs=2, batch_size=50, out=tmp_path / "run")
+    trained = guide.encoder[0].running_mean.clone()
+    assert trained.abs().max() > 0
+    fresh = pairs.digits_vae()
+    fresh[1].encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(64), fresh[1].encoder)
+    pv.restore(*fresh, tmp_path / "run")
+    assert torch.equal(fresh[1].encoder[0].running_mean, trained)
+
+
+def test_annealing_goes_through_fit_for_linear_bounds_only(pair):
+    from pyro import poutine
+
+    model, guide = (poutine.scale(p, scale=0.5) for p in (pair.model, pair.guide))
+    pv.fit(model, guide, pair.data(10), epochs=1)
+    with pytest.raises(pv.ContractError, match="scale of its own"):
+        pv.fit(model, guide, pair.data(10), objective=pv.objectives.iwae, epochs=1)
 
 
 def test_an_interrupted_run_keeps_its_best_parameters(tmp_path):

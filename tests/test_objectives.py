@@ -124,6 +124,38 @@ def test_gradients_of_discrete_latents_are_unbiased(bound, particles):
     torch.testing.assert_close(chance.sum().item(), 1.0)
 
 
+class PenalisedBits(Bits):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
+            pyro.factor("penalty_z", 3 * z.sum(-1))
+
+
+def test_penalties_train_discrete_guides_without_bias():
+    model, guide = PenalisedBits(), BitsGuide()
+    draws = all_draws(2)
+    with Given({"z": draws}):
+        drawn = pv.weigh(model, guide, torch.ones(draws.shape[1], dtype=torch.float64), particles=2)
+    chance = drawn.log_q["z"].sum(0).exp()
+    plain = drawn.penalties["penalty_z"].mean(0)
+    (exact,) = torch.autograd.grad((chance * plain).sum(), guide.parameters(), retain_graph=True)
+    surrogate = pv.objectives.mean_penalty(drawn.penalties["penalty_z"], drawn)
+    (estimate,) = torch.autograd.grad((chance.detach() * surrogate).sum(), guide.parameters())
+    torch.testing.assert_close(estimate, exact)
+    assert exact.abs().max() > 0.1
+
+
+def test_impossible_draws_stay_impossible():
+    score = torch.randn(2, 1, requires_grad=True)
+    log_w = torch.tensor([[0.0], [-torch.inf]])
+    some = pv.Particles(log_p={"x": log_w}, log_q={}, log_q_score=score)
+    none = pv.Particles(log_p={"x": torch.full((2, 1), -torch.inf)}, log_q={}, log_q_score=score)
+    assert pv.objectives.elbo(some).isneginf()
+    assert pv.objectives.iwae(some).isfinite()
+    assert pv.objectives.iwae(none).isneginf()
+
+
 def test_a_forgotten_score_is_caught_by_the_same_sum(bound):
     """The same sum tells apart an estimator without its score term: the test can fail."""
     model, guide = Bits(), BitsGuide()

@@ -207,6 +207,35 @@ def test_penalties_train_and_are_reported_but_are_no_likelihood():
     assert history["penalty_size"][0] < 0
 
 
+def test_a_step_moves_up_the_penalties():
+    """With the penalty, the gradient that a step takes is that of Trace_ELBO, which counts the factor."""
+    x = torch.randn(4, dtype=torch.float64)
+    model, guide = Penalised(), PenalisedGuide()
+    step = pv.svi_step(model, guide, optimizer=torch.optim.SGD([model.loc, guide.loc], lr=0.0))
+    step.prepare(x)
+    torch.manual_seed(7)
+    step(x)
+    ours = guide.loc.grad.clone()
+    _, gradients = value_and_gradients(Trace_ELBO(**VECTORISED), model, guide, x)
+    torch.testing.assert_close(ours, gradients[1, "loc"] / len(x))
+
+
+def test_masks_of_the_batch_leave_data_out():
+    pair = pairs.make("vae", "normal")
+    x, mask = pair.data(4), torch.tensor([True, False, True, False])
+
+    def masked(x):
+        with poutine.mask(mask=mask):
+            pair.model(x)
+
+    with torch.no_grad():
+        torch.manual_seed(0)
+        some = pv.weigh(masked, pair.guide, x, particles=2).log_p["x"]
+        torch.manual_seed(0)
+        everything = pv.weigh(pair.model, pair.guide, x, particles=2).log_p["x"]
+    torch.testing.assert_close(some, everything * mask)
+
+
 def test_pv_elbo_maximises_penalties_as_trace_elbo_does():
     x = torch.randn(4, dtype=torch.float64)
     theirs = Trace_ELBO(num_particles=3, **VECTORISED)

@@ -43,7 +43,25 @@ def autoregressive(x):
 
 def test_a_likelihood_that_reads_x_is_refused():
     with pytest.raises(pv.ContractError, match="site 'x': its distribution reads x"):
-        pv.sample(autoregressive, shape=(6,), n=200)
+        pv.sample(autoregressive, shape=(6,), n=1)
+
+
+def test_a_guide_that_does_not_fit_reconstructs_nothing():
+    pair = pairs.make("vae", "normal")
+    with pytest.raises(pv.ContractError, match="the guide never samples it"):
+        pv.reconstruct(pair.model, lambda x: None, pair.data())
+    with pytest.raises(ValueError, match="particles: expected a whole number"):
+        pv.reconstruct(pair.model, pair.guide, pair.data(), particles=0)
+
+
+def test_draws_and_reconstructions_are_made_in_evaluation_mode():
+    model, guide = pairs.digits_vae()
+    model.decoder = torch.nn.Sequential(torch.nn.Dropout(0.5), model.decoder)
+    x = pv.data.load("digits", binarize="static").test[:5]
+    assert torch.equal(pv.reconstruct(model, guide, x)["x"], pv.reconstruct(model.eval(), guide, x)["x"])
+    model.train()
+    draws = pv.sample(model, like=x, n=5)
+    assert torch.equal(pv.decode(model, draws, like=x)["x"], model.eval().decoder(draws["z"]).mean)
 
 
 def labelled(x, y):

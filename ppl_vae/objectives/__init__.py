@@ -1,9 +1,9 @@
 """Bounds and gradient estimators: small pure functions from `Particles` to ``(B,)`` nats."""
 
 from ppl_vae.objectives.bounds import elbo, iwae
-from ppl_vae.objectives.vocabulary import Facts, Objective, facts, objective, with_score
+from ppl_vae.objectives.vocabulary import Facts, Objective, facts, mean_penalty, objective, with_score
 
-__all__ = ["Facts", "Objective", "elbo", "every", "facts", "iwae", "objective", "with_score"]
+__all__ = ["Facts", "Objective", "elbo", "every", "facts", "iwae", "mean_penalty", "objective", "with_score"]
 
 
 def every() -> dict[str, Objective]:

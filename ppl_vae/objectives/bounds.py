@@ -37,9 +37,11 @@ def elbo(particles: Particles) -> Tensor:
         tensor([-3.])
     """
     log_w = particles.log_w
+    if not particles.log_q_score.requires_grad:
+        return log_w.mean(0)
     # The score of q has zero mean: adding it once cancels the -log q of the same sites in log_w.
-    surrogate = log_w + (log_w.detach() + 1) * zero_with_gradient(particles.log_q_score)
-    return surrogate.mean(0)
+    weight = (log_w.detach() + 1).nan_to_num(neginf=0.0, posinf=0.0)
+    return (log_w + weight * zero_with_gradient(particles.log_q_score)).mean(0)
 
 
 @objective(

@@ -82,7 +82,21 @@ def with_score(bound: Tensor, particles: Particles) -> Tensor:
         >>> with_score(torch.ones(2), particles)
         tensor([1., 1.])
     """
-    return bound + bound.detach() * zero_with_gradient(particles.log_q_score).sum(0)
+    if not particles.log_q_score.requires_grad:
+        return bound
+    # An impossible draw (-inf) must stay -inf: 0 * inf is not zero.
+    weight = bound.detach().nan_to_num(neginf=0.0, posinf=0.0)
+    return bound + weight * zero_with_gradient(particles.log_q_score).sum(0)
+
+
+def mean_penalty(penalty: Tensor, particles: Particles) -> Tensor:
+    """Return a training penalty per datum, ``(B,)``, from ``(K, B)``, with the score of its draws.
+
+    Example:
+        >>> mean_penalty(torch.ones(3, 2), pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={}))
+        tensor([1., 1.])
+    """
+    return (penalty + penalty.detach() * zero_with_gradient(particles.log_q_score)).mean(0)
 
 
 def zero_with_gradient(x: Tensor) -> Tensor:
