@@ -173,6 +173,11 @@ def check_data_shape(name: str, site: Site) -> None:
 def check_batch_shape(name: str, site: Site, program: str, rows: int) -> None:
     """Traced without particles, a site's batch shape is exactly the batch."""
     shape = site["fn"].batch_shape
+    if shape != Size([rows]) and is_factor(site):
+        raise ContractError(
+            f"{program}: factor '{name}' has shape {tuple(shape)}; it is one number per datum, so sum the rest: "
+            f".sum({-1 if len(shape) == 2 else tuple(range(1 - len(shape), 0))})"
+        )
     if shape != Size([rows]):
         raise ContractError(
             f"{program}: site '{name}' has batch shape {tuple(shape)} and event shape "

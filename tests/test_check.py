@@ -295,6 +295,12 @@ WRONG = {
         X,
         r"model: it takes \(x, y\), but the batch has 1 tensors",
     ),
+    "a factor that is not summed": (
+        model_of(latent(), lambda z: (pyro.factor("penalty_z", z), bernoulli(z))[1]),
+        latent_guide,
+        X,
+        r"model: factor 'penalty_z' has shape \(8, 2\); it is one number per datum, so sum the rest: .sum\(-1\)",
+    ),
     "a data set for a batch": (vae(), guide(), pv.data.load("digits"), "expected a batch, found the three parts"),
     "a softmax over the wrong axis once there are particles": (
         model_of(latent(), lambda z: dist.Normal(torch.softmax(z, 1).repeat_interleave(3, -1), 1.0).to_event(1)),
@@ -476,6 +482,60 @@ def test_missing_data_that_are_masked_pass_and_weigh_only_what_is_there():
     torch.testing.assert_close(log_w, by_hand)
     with pytest.raises(pv.ContractError, match="that no mask covers"):
         pv.check(model, q, (x, torch.ones_like(observed)))
+
+
+def test_a_flow_without_inverse_passes():
+    """It can score its own draws only, so it cannot be held to draws made elsewhere."""
+
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow, self.encoder = dist.transforms.conditional_planar(2, D), nn.Linear(D, 2)
+
+        def forward(self, x):
+            with data_plate(x):
+                base = dist.Normal(self.encoder(x), 1.0).to_event(1)
+                pyro.sample("z", dist.TransformedDistribution(base, [self.flow.condition(x)]))
+
+    pv.check(vae(), Flow(), X)
+
+
+def test_a_guide_of_autoregressive_flows_passes():
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow, self.encoder = dist.transforms.affine_autoregressive(2), nn.Linear(D, 2)
+
+        def forward(self, x):
+            with data_plate(x):
+                base = dist.Normal(self.encoder(x), 1.0).to_event(1)
+                pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+    pv.check(vae(), Flow(), X)
+
+
+def two_layers(x):
+    """A model with two layers of latents, and its guide from the bottom up."""
+    with data_plate(x):
+        z2 = pyro.sample("z2", normal((x.shape[0], 2)).to_event(1))
+        z1 = pyro.sample("z1", dist.Normal(z2, 1.0).to_event(1))
+        pyro.sample("x", bernoulli(z1), obs=x)
+
+
+def two_layers_guide(x):
+    with data_plate(x):
+        z1 = pyro.sample("z1", dist.Normal(x[:, :2], 1.0).to_event(1))
+        features = torch.cat([z1, x.expand(*z1.shape[:-1], D)], -1)
+        pyro.sample("z2", dist.Normal(features[..., :2], 1.0).to_event(1))
+
+
+def test_hierarchies_pass_and_their_weights_are_the_joint_density():
+    pv.check(two_layers, two_layers_guide, X)
+    drawn = pv.weigh(two_layers, two_layers_guide, X, particles=3)
+    z1, z2 = drawn.values["z1"], drawn.values["z2"]
+    by_hand = dist.Normal(0.0, 1.0).log_prob(z2).sum(-1) + dist.Normal(z2, 1.0).log_prob(z1).sum(-1)
+    by_hand = by_hand + bernoulli(z1).log_prob(X) - dist.Normal(X[:, :2], 1.0).log_prob(z1).sum(-1)
+    torch.testing.assert_close(drawn.log_w, by_hand - dist.Normal(z1, 1.0).log_prob(z2).sum(-1))
 
 
 def test_a_parameter_whose_gradient_happens_to_be_zero_passes():

@@ -125,7 +125,13 @@ def test_the_sentence_for_a_paper():
     model, guide = pairs.digits_vae()
     text = str(pv.evaluate(model, guide, digits, particles=200))
     assert "VAE (guide Normal) on digits (test, static binarization)" in text
-    for part in ("nats per datum", "±", "standard error over N = 360 data", "K = 200 per datum", "k-hat above 0.7"):
+    for part in (
+        "nats per datum",
+        "±",
+        "standard error over N = 360 data",
+        "K = 200 draws per datum",
+        "k-hat above 0.7",
+    ):
         assert part in text
     assert "Monte Carlo error unknown" in str(pv.evaluate(model, guide, digits.test, particles=1))
     assert "± unknown" in str(pv.evaluate(model, guide, digits.test[:1], particles=3))
