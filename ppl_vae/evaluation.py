@@ -100,8 +100,8 @@ class Evaluation:
         return (
             f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {_known(self.se, 2)} nats per "
             f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {_known(self.mc_se, 3)}), "
-            f"estimated by importance sampling with K = {self.particles:,} draw{'s' * (self.particles > 1)} per datum; the ELBO is "
-            f"{float(self.elbo.mean()):.2f}. Not to be trusted: {self.verdict}."
+            f"estimated by importance sampling with K = {self.particles:,} draw{'s' * (self.particles > 1)} per datum; "
+            f"the ELBO is {float(self.elbo.mean()):.2f}. Not to be trusted: {self.verdict}."
         )
 
     __repr__ = __str__
