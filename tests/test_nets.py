@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+import ppl_vae as pv
 from ppl_vae import nets
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
 
 NETS = {
     "mlp": (nets.MLP(35, (8,), 3), 35),
@@ -25,3 +28,13 @@ def test_leading_axes_are_rows(name):
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"expected a last axis of 35 = 7 x 5 pixels, found shape \(2, 36\)"):
         NETS["conv encoder"][0](torch.zeros(2, 36))
+
+
+def test_a_convolutional_pair_fits_the_contract():
+    decoder = torch.nn.Sequential(nets.ConvDecoder(4, (8, 8)), nets.ToBernoulli())
+    encoder = torch.nn.Sequential(nets.ConvEncoder((8, 8), 8), nets.ToNormal())
+    model, guide = VAE(x_dim=64, z_dim=4, decoder=decoder), Normal(x_dim=64, z_dim=4, encoder=encoder)
+    digits = pv.data.load("digits", binarize="static")
+    result = pv.fit(model, guide, digits, objective=pv.objectives.iwae, particles=3, epochs=3)
+    assert result.history["valid_bound"][-1] > result.history["valid_bound"][0]
+    assert pv.sample(model, like=digits.test, n=3)["x"].shape == (3, 64)
