@@ -121,6 +121,10 @@ def scaled_plate(x, size, observe):
             pyro.sample("x", bernoulli(z), obs=x)
 
 
+def enumerated(x):
+    return pyro.sample("y", dist.Bernoulli(torch.full(x.shape[:1], 0.5)), infer={"enumerate": "parallel"})
+
+
 def categories(n):
     return latent(event=0, make=lambda shape: dist.Categorical(torch.ones(shape[0], n)))
 
@@ -354,10 +358,10 @@ WRONG = {
         r"a trainable tensor of shape .* belongs to no module.*pyro.module\('name', network\)",
     ),
     "an enumerated site": (
-        lambda x: pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}),
+        model_of(enumerated, lambda y: bernoulli(y.unsqueeze(-1))),
         nothing,
         X,
-        r"site 'z'",
+        r"site 'y' is marked for enumeration, which weigh does not sum out yet",
     ),
     "grey pixels into a Bernoulli": (
         vae(),

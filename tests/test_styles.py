@@ -269,6 +269,30 @@ def test_a_shared_module_is_counted_once():
     assert len(names) == len(list(vae.parameters()))
 
 
+class CallableGuide:
+    """A guide that is an object with a call, and no module."""
+
+    def __init__(self):
+        self.nets = {"norm": nn.BatchNorm1d(D), "loc": nn.Linear(D, 2)}
+
+    def __call__(self, x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(self.nets["loc"](self.nets["norm"](x)), 1.0).to_event(1))
+
+
+def test_networks_inside_plain_objects_train_and_are_left_alone_by_evaluation():
+    (model, _), guide, x = functions_with_modules(), CallableGuide(), data()
+    norm, loc = guide.nets["norm"], guide.nets["loc"]
+    buffers, weight = norm.running_mean.clone(), loc.weight.detach().clone()
+    first, again = (pv.evaluate(model, guide, x, particles=3) for _ in range(2))
+    assert torch.equal(first.log_px, again.log_px)
+    assert torch.equal(norm.running_mean, buffers)
+    assert norm.training
+    pv.fit(model, guide, x, epochs=1)
+    assert not torch.equal(loc.weight, weight)
+    assert not torch.equal(norm.running_mean, buffers)
+
+
 def test_dropout_in_a_plain_functions_network_is_off_in_evaluation():
     model, guide = functions_with_modules()
     encoder = modules_of(guide)[0]
