@@ -164,6 +164,8 @@ def listing(title: str, rows: dict[str, str]) -> None:
 
 def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     """Print the short table at the end of a run."""
+    from ppl_vae.evaluation import stated
+
     epochs, seconds = len(trained.history["epoch"]), trained.history["seconds"][-1]
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -172,9 +174,9 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     kept = trained.best
     table.add_row("kept", f"epoch {kept['epoch']}, bound {kept['bound']:.2f} nats per datum on the validation data")
     table.add_row("test ELBO", f"{float(evaluation.elbo.mean()):.2f} nats per datum")
-    table.add_row("test log-likelihood", f"{evaluation.mean:.2f} ± {evaluation.se:.2f} nats per datum")
+    table.add_row("test log-likelihood", f"{evaluation.mean:.2f} ± {stated(evaluation.se, 2)} nats per datum")
     table.add_row(
-        "", f"K = {evaluation.particles:,}, N = {len(evaluation):,}, Monte Carlo error {evaluation.mc_se:.3f}"
+        "", f"K = {evaluation.particles:,}, N = {len(evaluation):,}, Monte Carlo error {stated(evaluation.mc_se, 3)}"
     )
     table.add_row("not to be trusted", evaluation.verdict)
     table.add_row("run folder", str(folder))

@@ -83,7 +83,7 @@ class Evaluation:
         return f"{self.untrusted:.1%} of the data (Pareto k-hat above {KHAT_LIMIT})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers for a report, as plain values."""
+        """Return the numbers for a report, as plain values; None where one is not known."""
         means = {"log_px": self.mean, "elbo": float(self.elbo.mean()), "ess": float(self.ess.mean())}
         return {
             "subject": self.subject,
@@ -91,15 +91,15 @@ class Evaluation:
             "particles": self.particles,
             "seed": self.seed,
             **means,
-            "se": self.se,
-            "mc_se": self.mc_se,
+            "se": None if math.isnan(self.se) else self.se,
+            "mc_se": None if math.isnan(self.mc_se) else self.mc_se,
             "khat_above_0.7": None if bool(self.khat.isposinf().all()) else self.untrusted,
         }
 
     def __str__(self) -> str:
         return (
-            f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {_known(self.se, 2)} nats per "
-            f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {_known(self.mc_se, 3)}), "
+            f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {stated(self.se, 2)} nats per "
+            f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {stated(self.mc_se, 3)}), "
             f"estimated by importance sampling with K = {self.particles:,} draw{'s' * (self.particles > 1)} per datum; "
             f"the ELBO is {float(self.elbo.mean()):.2f}. Not to be trusted: {self.verdict}."
         )
@@ -107,7 +107,7 @@ class Evaluation:
     __repr__ = __str__
 
 
-def _known(error: float, digits: int) -> str:
+def stated(error: float, digits: int) -> str:
     """Return an error in words: one datum has no spread over data, one draw none over draws."""
     return "unknown" if math.isnan(error) else f"{error:.{digits}f}"
 
@@ -191,7 +191,8 @@ def _subject(model: Program, guide: Program, data: Any) -> str:
     pair = f"{program_name(model)} (guide {program_name(guide)})"
     if not isinstance(data, Splits):
         return pair
-    return f"{pair} on {data.info.name} (test, {data.info.binarization} binarization)".replace("grey b", "no b")
+    how = "no" if data.info.binarization == "grey" else data.info.binarization
+    return f"{pair} on {data.info.name} (test, {how} binarization)"
 
 
 def _numbered(batches: Any) -> Iterator[tuple[int, Batch]]:

@@ -112,6 +112,18 @@ def test_evaluate_repeats_the_number_of_the_run(monkeypatch, finished, capsys):
     assert again == (finished / "evaluation.json").read_text()
 
 
+def test_one_particle_leaves_its_error_unknown(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "fit", *FAST, "--eval-particles", "1", "--out", "run") == 0
+    assert "Monte Carlo error unknown" in capsys.readouterr().out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text(), parse_constant=refuse)
+    assert result["mc_se"] is None
+    assert result["khat_above_0.7"] is None
+
+
 def test_sample_draws_from_a_finished_run(monkeypatch, finished):
     assert run(monkeypatch, "sample", str(finished), "--n", "5", "--seed", "3") == 0
     with np.load(finished / "samples_n5_seed3.npz") as draws:
