@@ -1,7 +1,7 @@
 """`check`: hold a model, its guide and one batch to the contract before anything is trained on them."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from traceback import walk_tb
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
+from ppl_vae.enumeration import enumerated_by
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
-from ppl_vae.weighing import paired_traces, weigh
+from ppl_vae.tracing import first, paired_traces, trace_of_first
+from ppl_vae.weighing import weigh
 
 __all__ = ["check", "supports"]
 
@@ -177,22 +179,22 @@ def check_leading_axes(model: Program, guide: Program, batch: Batch) -> None:
             "index from the right (x.expand(*z.shape[:-1], -1) gives x the axes of z)"
         ) from error
     contract.check_data_support(together[0])
-    draws = {name: site["value"] for name, site in contract.latents(together[1]).items()}
-    for program, role, trace in ((model, "model", together[0]), (guide, "guide", together[1])):
-        _check_independence(program, role, trace, draws, batch)
+    model_trace, guide_trace = together
+    drawn = contract.latents(guide_trace)
+    _check_independence(guide, "guide", guide_trace, batch, drawn.keys() - set(enumerated_by(drawn)))
+    _check_independence(model, "model", model_trace, batch, contract.latents(model_trace).keys() & drawn.keys())
 
 
-def _check_independence(program: Program, role: str, trace: Any, draws: dict[str, Tensor], batch: Batch) -> None:
+def _check_independence(program: Program, role: str, trace: Any, batch: Batch, given: Iterable[str]) -> None:
     """A datum's density with one particle is the same beside other particles and other data."""
-    first = {name: value[0, :1] for name, value in draws.items()}
     with own_parameters(), torch.no_grad():
-        alone = poutine.trace(poutine.condition(program, data=first)).get_trace(*(part[:1] for part in batch))
+        alone = trace_of_first(program, trace, batch, given)
     for name, site in contract.sample_sites(alone):
         try:
-            ours = _log_density(site)
+            ours = _over_values(_log_density(site))
         except (KeyError, NotImplementedError):  # a flow without inverse scores its own draws only
             continue
-        together = _log_density(trace.nodes[name]).expand(2, -1)[0, :1]
+        together = _over_values(first(_log_density(trace.nodes[name])))
         # Rounding apart; a sum that mixes particles or data is off by far more.
         if ((together - ours).abs() > 1e-3 * (1 + ours.abs())).any():
             raise ContractError(
@@ -200,6 +202,11 @@ def _check_independence(program: Program, role: str, trace: Any, draws: dict[str
                 f"{together.item():.4f} beside others: something mixes particles or data (a mean, softmax or index "
                 "over dim 0 or 1). Count axes from the right: dim=-1 is the last axis of an event"
             )
+
+
+def _over_values(density: Tensor) -> Tensor:
+    """Return the sum over enumerated values, whose axes may lie elsewhere in another trace."""
+    return density.reshape(-1).sum()
 
 
 def _log_density(site: contract.Site) -> Tensor:

@@ -148,7 +148,8 @@ def list_() -> None:
 
     for kind in zoo.KINDS:
         listing(kind, {name: zoo.summary(program) for name, program in zoo.discover(kind).items()})
-    listing("objectives", {n: f"{b.facts.formula}  ({b.facts.reference})" for n, b in objectives.every().items()})
+    listed = objectives.every() | objectives.estimators()
+    listing("objectives", {n: f"{b.facts.formula}  ({b.facts.reference})" for n, b in listed.items()})
     listing("data sets", {name: data.describe(name) for name in data.names()})
 
 

@@ -5,7 +5,7 @@ traces only; `ppl_vae.checking` runs the programs.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,12 +29,14 @@ class ContractError(ValueError):
 def sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     """Yield the sites that have a density: no subsample indices, no deterministic values."""
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and isinstance(site["fn"], dist.Distribution) and not _is_bookkeeping(site):
+        if site["type"] == "sample" and has_density(site):
             yield name, site
 
 
-def _is_bookkeeping(site: Site) -> bool:
-    return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "_Subsample"
+def has_density(site: Site) -> bool:
+    """Tell a random variable from subsample indices and deterministic values."""
+    bookkeeping = site["infer"].get("_deterministic") or type(site["fn"]).__name__ == "_Subsample"
+    return isinstance(site["fn"], dist.Distribution) and not bookkeeping
 
 
 def latents(trace: Any) -> dict[str, Site]:
@@ -63,20 +65,28 @@ def plate_scale(site: Site) -> float:
     return 1.0 if frame.full_size in (None, frame.size) else frame.full_size / frame.size
 
 
+def has_common_scale(site: Site) -> bool:
+    """Tell whether a site has no scale but its plate's."""
+    common, scale = plate_scale(site), site["scale"]
+    return not isinstance(scale, Tensor) and abs(scale - common) <= 1e-9 * common
+
+
+def is_marked(site: Site) -> bool:
+    """Tell whether a site is to be summed over all its values."""
+    return bool(site["infer"].get("enumerate"))
+
+
 def check_names(model_trace: Any, guide_trace: Any) -> None:
-    """Every latent has its guide site, and every guide site its latent."""
+    """Every latent has its guide site or is summed out, and every guide site has its latent."""
     wanted, drawn = latents(model_trace), latents(guide_trace)
     for name, site in {**wanted, **drawn}.items():
-        if site["infer"].get("enumerate"):
-            raise ContractError(
-                f"site '{name}' is marked for enumeration, which weigh does not sum out yet; remove the mark and "
-                "draw it in the guide, or train with pyro.infer.TraceEnum_ELBO"
-            )
-    for name in wanted:
-        if name not in drawn:
+        check_mark(name, site)
+    for name, site in wanted.items():
+        if name not in drawn and not is_marked(site):
             raise ContractError(
                 f"site '{name}' is latent in the model, but the guide never samples it (it samples "
-                f"{_names(drawn)}); add pyro.sample('{name}', ...) to the guide, or observe it with obs="
+                f"{_names(drawn)}); add pyro.sample('{name}', ...) to the guide, observe it with obs=, or, if it is "
+                "discrete, sum it out with infer={'enumerate': 'parallel'}"
             )
     for name, site in drawn.items():
         if name not in wanted and not is_auxiliary(site):
@@ -88,7 +98,49 @@ def check_names(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _names(sites: Mapping[str, Site]) -> str:
+def check_mark(name: str, site: Site) -> None:
+    """A site that is to be summed out has finitely many values, all at once."""
+    how = site["infer"].get("enumerate")
+    if how not in (None, "parallel"):
+        raise ContractError(
+            f"site '{name}' is marked enumerate={how!r}; only 'parallel' is known: infer={{'enumerate': 'parallel'}}"
+        )
+    if how and not site["fn"].has_enumerate_support:
+        raise ContractError(
+            f"site '{name}' is marked for enumeration, but its distribution ({_kind(site['fn'])}, event shape "
+            f"{tuple(site['fn'].event_shape)}) gives no finite list of values; remove the mark and draw it in the "
+            "guide, or give each element of a discrete vector a site of its own"
+        )
+    if how and site["infer"].get("num_samples"):
+        raise ContractError(
+            f"site '{name}' is marked for enumeration with num_samples, which draws instead; remove num_samples, and "
+            "ask for particles"
+        )
+
+
+def check_summable(sites: Mapping[str, Site], summed: Iterable[str]) -> None:
+    """No scale of its own where latents are summed out: inside a sum of densities it has no meaning."""
+    for name, site in sites.items():
+        if not (has_common_scale(site) or name.startswith(PENALTY)):
+            raise ContractError(
+                f"site '{name}' has a scale of its own (poutine.scale), but {_names(summed)} is summed out of the "
+                "model, and inside a sum a scale has no meaning; enumerate it in the guide, or drop the scale"
+            )
+
+
+def check_order(model_trace: Any, guide_trace: Any) -> None:
+    """The guide draws in the model's order, so that a latent's prior is known once it is drawn."""
+    drawn = latents(guide_trace)
+    order = [name for name in latents(model_trace) if name in drawn]
+    found = [name for name in drawn if name in order]
+    if order != found:
+        raise ContractError(
+            f"guide: it draws {_names(found)}, the model {_names(order)}, in this order; a closed-form KL holds only "
+            "when a latent's prior depends on nothing drawn later, so draw in the model's order, or train on elbo"
+        )
+
+
+def _names(sites: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in sites) or "none"
 
 
@@ -186,11 +238,15 @@ def check_batch_shape(name: str, site: Site, program: str, rows: int) -> None:
         )
 
 
+def shared_latents(model_trace: Any, guide_trace: Any) -> list[tuple[str, Any, Any]]:
+    """Return name, prior and guide of each latent that the guide draws."""
+    drawn = latents(guide_trace)
+    return [(n, site["fn"], drawn[n]["fn"]) for n, site in latents(model_trace).items() if n in drawn]
+
+
 def check_pair_shapes(model_trace: Any, guide_trace: Any) -> None:
     """A latent has one event shape and one support in both programs."""
-    drawn = latents(guide_trace)
-    for name, site in latents(model_trace).items():
-        p, q = site["fn"], drawn[name]["fn"]
+    for name, p, q in shared_latents(model_trace, guide_trace):
         if p.event_shape != q.event_shape:
             raise ContractError(
                 f"site '{name}' has event shape {tuple(p.event_shape)} in the model and {tuple(q.event_shape)} in the "
@@ -227,9 +283,7 @@ def check_supports(model_trace: Any, guide_trace: Any) -> None:
     A guide that reaches outside the prior's support has zero-weight particles; one that reaches
     less than all of it gives a bound on the wrong model.
     """
-    drawn = latents(guide_trace)
-    for name, site in latents(model_trace).items():
-        p, q = site["fn"], drawn[name]["fn"]
+    for name, p, q in shared_latents(model_trace, guide_trace):
         same = _range(p.support) == _range(q.support)
         if not (same and _supports(p, q.sample()) and _supports(q, p.sample())):
             raise ContractError(

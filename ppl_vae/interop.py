@@ -11,10 +11,11 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from ppl_vae.batches import as_batch
-from ppl_vae.objectives.vocabulary import Objective, facts, mean_penalty
-from ppl_vae.programs import Program, modules_of, program_name
+from ppl_vae.estimation import estimate
+from ppl_vae.gradients import zero_with_gradient
+from ppl_vae.objectives.vocabulary import Objective, facts
+from ppl_vae.programs import Program, modules_of, program_name, pyros_parameters
 from ppl_vae.steps import check_options
-from ppl_vae.weighing import weigh_in_place
 
 __all__ = ["ELBO", "registered"]
 
@@ -94,10 +95,12 @@ class ELBO(PyroELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any) -> Tensor:
         """Return minus the bound, summed over data, with its gradient."""
-        linear = facts(self.objective).linear
-        particles = weigh_in_place(model, guide, as_batch(args), self.num_particles, linear=linear)
-        penalty = sum(mean_penalty(p, particles) for p in particles.penalties.values())
-        return -particles.scale * (self.objective(particles) + penalty).sum()
+        with pyros_parameters():
+            found = estimate(self.objective, model, guide, as_batch(args), self.num_particles)
+        # The value is the bound's; a surrogate that only has a gradient is worth nothing.
+        worth = found.value + sum(found.penalties.values())
+        loss = worth if facts(self.objective).upper else -worth
+        return found.scale * (loss - zero_with_gradient(found.surrogate)).sum()
 
     def loss(self, model: Program, guide: Program, *args: Any) -> float:
         """Return minus the bound, summed over data, as a number."""

@@ -1,33 +1,58 @@
 """The record on which everything else is computed: K weighted particles for each datum."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import reduce
 from math import log
+from operator import add
 
-import torch
 from torch import Tensor
 
-__all__ = ["Particles"]
+__all__ = ["Particles", "Path"]
+
+# A value that a guide gives no mass at all: far enough for exp to be zero, near enough to cancel exactly.
+NO_MASS = -1e3
+
+
+class Path(Enum):
+    """How gradients reach a guide's parameters through its draws.
+
+    Attributes:
+        TOTAL: through the draws and through ``log q``: the total derivative.
+        STOPPED: through the draws alone; ``log q`` holds the guide's parameters stopped.
+        NONE: not through the draws, which are taken as given. Every site then has a score.
+    """
+
+    TOTAL = "total"
+    STOPPED = "stopped"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
 class Particles:
     """What running a guide against a model gives: K latents per datum, with their densities.
 
-    Axes are (particle, datum, event); densities are in nats. Bounds sum over particles (dim 0)
-    and never over data (dim 1).
+    Axes are (particle, datum, event); densities are in nats. Bounds sum over particles and never
+    over data (the last axis of a density). Values that a guide enumerates keep axes of their own,
+    left of the particles, and have the mass q(y | x); `mean` and `log_mean` take all of it together.
 
     Attributes:
         log_p: log density of each model site, ``(K, B)``: latents and data, penalties excluded.
+            Sites of the model that were summed out share one entry, whose name lists them.
         log_q: log density of each guide site, ``(K, B)``.
-        log_q_score: the part of ``sum(log_q)`` that belongs to sites drawn without
-            reparameterisation, ``(K, B)``; a zero of shape ``()`` where there are none. Its gradient
-            is what a score-function estimator multiplies.
+        score: log density of each site drawn without reparameterisation, with one value for each
+            draw. Its gradient is what a score-function estimator multiplies.
         values: the latents that the guide drew, ``(K, B, *event)``.
         penalties: training penalties (factors named ``penalty_...``), ``(K, B)`` each, added to
             what is maximised and left out of every likelihood.
         scale: the common scale of the plate "data" (N / B under subsampling). It multiplies a
             total over the data and never enters a datum's weight.
+        enumerated: names of the guide's enumerated sites.
+        summed: names of the model's latents that were summed out.
+        kl: KL(q || p) of each latent site that has it in closed form, ``(K, B)``; filled when a
+            bound asks for it.
+        path: how gradients reach the guide through the draws.
 
     Example:
         >>> particles = pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={})
@@ -37,24 +62,113 @@ class Particles:
 
     log_p: Mapping[str, Tensor]
     log_q: Mapping[str, Tensor]
-    log_q_score: Tensor = field(default_factory=lambda: torch.zeros(()))
+    score: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
+    enumerated: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
+    kl: Mapping[str, Tensor] = field(default_factory=dict)
+    path: Path = Path.TOTAL
 
     @property
     def log_w(self) -> Tensor:
         """Log importance weights ``log p(x, z) - log q(z | x)``, ``(K, B)``."""
-        log_p = torch.stack(tuple(self.log_p.values())).sum(0)
-        if not self.log_q:
-            return log_p
-        return log_p - torch.stack(tuple(self.log_q.values())).sum(0)
+        return total(self.log_p) - total(self.log_q) if self.log_q else total(self.log_p)
 
     @property
-    def log_mass(self) -> float:
-        """Log of the mass of one particle, ``-log K``."""
-        return -log(len(self))
+    def log_mass(self) -> float | Tensor:
+        """Log of the mass of one particle: ``-log K``, plus ``log q(y | x)`` of an enumerated value."""
+        if not self.enumerated:
+            return -log(len(self))
+        return total({name: self.log_q[name] for name in self.enumerated}) - log(len(self))
+
+    def mean(self, f: Tensor) -> Tensor:
+        """Return ``sum_k m f_k``, ``(B,)``, from values ``(K, B)``.
+
+        Example:
+            >>> pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}).mean(torch.tensor([[1.0], [3.0]]))
+            tensor([2.])
+        """
+        return self.per_draw(f).mean(0)
+
+    def log_mean(self, log_f: Tensor) -> Tensor:
+        """Return ``log sum_k m f_k``, ``(B,)``, from ``log f``, ``(K, B)``.
+
+        Example:
+            >>> pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}).log_mean(torch.zeros(2, 1))
+            tensor([0.])
+        """
+        return (log_f + self.log_mass).flatten(0, -2).logsumexp(0)
+
+    def per_draw(self, f: Tensor) -> Tensor:
+        """Average values over what the guide enumerated; one is left for each draw, ``(K, B)``.
+
+        Example:
+            >>> pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}).per_draw(torch.ones(2, 1)).shape
+            torch.Size([2, 1])
+        """
+        if not self.enumerated:
+            return f
+        mass = (self.log_mass + log(len(self))).exp()
+        # A value without mass has no part, even where f is infinite.
+        return (mass * f.masked_fill(mass == 0, 0.0)).flatten(0, -3).sum(0)
+
+    def log_per_draw(self, log_f: Tensor) -> Tensor:
+        """Average ``f`` over what the guide enumerated, in logarithms, ``(K, B)``.
+
+        Example:
+            >>> pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}).log_per_draw(torch.ones(2, 1)).shape
+            torch.Size([2, 1])
+        """
+        if not self.enumerated:
+            return log_f
+        return (log_f + self.log_mass + log(len(self))).flatten(0, -3).logsumexp(0)
+
+    def split(self, groups: int) -> list["Particles"]:
+        """Return the particles in groups of equal size.
+
+        Example:
+            >>> [len(group) for group in pv.Particles(log_p={"x": torch.zeros(6, 1)}, log_q={}).split(3)]
+            [2, 2, 2]
+        """
+        if groups < 1 or len(self) % groups:
+            raise ValueError(f"groups: {len(self)} particles cannot be split evenly into {groups} groups")
+        size = len(self) // groups
+
+        def part(tensors: Mapping[str, Tensor], start: int, axis: int = -2) -> dict[str, Tensor]:
+            # An axis of size one stands for all particles (an enumerated site has it).
+            return {n: t if t.shape[axis] == 1 else t.narrow(axis, start, size) for n, t in tensors.items()}
+
+        return [
+            replace(
+                self,
+                values={},
+                **{name: part(getattr(self, name), start) for name in ("log_p", "log_q", "score", "penalties", "kl")},
+            )
+            for start in range(0, len(self), size)
+        ]
 
     def __len__(self) -> int:
         """The number of particles K."""
-        return next(iter(self.log_p.values())).shape[0]
+        return next(iter(self.log_p.values())).shape[-2]
+
+
+def total(densities: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of named tensors; axes of enumerated values broadcast.
+
+    Example:
+        >>> total({"z": torch.zeros(3, 2), "x": torch.ones(3, 2)}).shape
+        torch.Size([3, 2])
+    """
+    return reduce(add, densities.values())
+
+
+def finite_mass(log_q: Tensor) -> Tensor:
+    """Return log masses with a floor under those of zero, so that they cancel in products with weights.
+
+    Example:
+        >>> finite_mass(torch.tensor([-torch.inf, -1.0]))
+        tensor([-1000.,    -1.])
+    """
+    return log_q.clamp_min(NO_MASS)

@@ -8,6 +8,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -27,10 +28,24 @@ __all__ = [
     "modes_and_buffers_kept",
     "own_parameters",
     "program_name",
+    "pyros_parameters",
     "undisturbed",
 ]
 
 Program = Callable[..., Any]
+
+
+_in_pyros_store = ContextVar("in Pyro's store", default=False)
+
+
+@contextmanager
+def pyros_parameters() -> Iterator[None]:
+    """Let programs declare their parameters in Pyro's store, where ``SVI`` finds them."""
+    token = _in_pyros_store.set(True)
+    try:
+        yield
+    finally:
+        _in_pyros_store.reset(token)
 
 
 @contextmanager
@@ -48,6 +63,9 @@ def own_parameters() -> Iterator[None]:
         >>> list(pyro.get_param_store().keys())
         []
     """
+    if _in_pyros_store.get():
+        yield
+        return
     store = pyro.get_param_store()
     with store.scope(_without_modules(store.get_state())) as inner:
         yield
@@ -135,6 +153,7 @@ class Programs:
     Args:
         model: Pyro program.
         guide: Pyro program with the same arguments.
+        objective: an estimator, if it is a module with parameters or state of its own.
 
     Attributes:
         modules: name to module; a module used by both programs stands under the first name.
@@ -145,13 +164,15 @@ class Programs:
         ['model.weight', 'model.bias', 'guide.weight', 'guide.bias']
     """
 
-    def __init__(self, model: Program, guide: Program):
+    def __init__(self, model: Program, guide: Program, objective: Any = None):
         self.modules: dict[str, nn.Module] = {}
         self._at_sites: dict[str, Tensor] = {}
         for role, program in (("model", model), ("guide", guide)):
             found = [m for m in modules_of(program) if not any(m is n for n in self.modules.values())]
             for i, module in enumerate(found):
                 self.modules[role if len(found) == 1 else f"{role}.{i}"] = module
+        if isinstance(objective, nn.Module):
+            self.modules["objective"] = objective
 
     def run_once(self, model: Program, guide: Program, batch: Batch) -> "Programs":
         """Run both on a batch, so that parameters made on the way exist and are known.

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
-from ppl_vae.objectives import Objective, elbo, facts, mean_penalty
-from ppl_vae.particles import Particles
+from ppl_vae.checking_objectives import check_objective
+from ppl_vae.estimation import estimate
+from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
-from ppl_vae.weighing import weigh
 
 __all__ = ["Info", "SVIStep", "Step", "svi_step"]
 
@@ -61,7 +61,7 @@ class SVIStep:
         self.model, self.guide = model, guide
         self.objective, self.particles = objective, particles
         self.optimizer = optimizer
-        self.programs = Programs(model, guide)
+        self.programs = Programs(model, guide, objective)
         self._checked = False
 
     def prepare(self, x: Any) -> None:
@@ -84,12 +84,16 @@ class SVIStep:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+        if hasattr(self.objective, "advance"):
+            self.objective.advance()
         return info
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
+        bound = getattr(self.objective, "bound", None) or self.objective
         with modes_and_buffers_kept(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
-            return self.objective(self._weigh(self._batch(x)))
+            value, _ = estimate(bound, self.model, self.guide, self._batch(x), self.particles)
+            return value
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
@@ -108,27 +112,21 @@ class SVIStep:
             return
         check(self.model, self.guide, batch)
         self.programs.run_once(self.model, self.guide, batch)
-        check_optimizer(self.optimizer, self.programs)
+        check_optimizer(self.optimizer, self.programs, self.objective)
         with undisturbed(self.programs):
-            check_bound(self.objective, self._weigh(batch))
+            check_objective(self.objective, self.model, self.guide, batch, self.particles)
         self._checked = True
 
-    def _weigh(self, batch: Batch) -> Particles:
-        return weigh(self.model, self.guide, batch, self.particles, linear=facts(self.objective).linear)
-
     def _loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        particles = self._weigh(batch)
-        bound = self.objective(particles).mean()
-        penalties = {name: mean_penalty(p, particles).mean() for name, p in particles.penalties.items()}
-        loss = -sum(penalties.values(), start=bound)
-        detached = {name: value.detach() for name, value in penalties.items()}
-        return loss, Info(bound.detach(), detached)
+        found = estimate(self.objective, self.model, self.guide, batch, self.particles)
+        penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
+        return -found.surrogate.mean(), Info(found.value.mean(), penalties)
 
 
 def svi_step(
     model: Program,
     guide: Program,
-    objective: Objective = elbo,
+    objective: Objective | pyro.infer.ELBO = elbo,
     particles: int = 1,
     *,
     optimizer: torch.optim.Optimizer,
@@ -139,8 +137,8 @@ def svi_step(
     Args:
         model: Pyro program.
         guide: Pyro program with the same arguments.
-        objective: a bound, ``Particles -> (B,)``.
-        particles: K, draws per datum.
+        objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.
+        particles: K, draws per datum; Pyro's objectives bring their own.
         optimizer: a torch optimizer over the parameters of both (or of those that are to move).
         compile: ``"auto"`` or ``False``. Steps run eagerly in this version.
 
@@ -164,38 +162,36 @@ def svi_step(
         >>> step(torch.ones(4, 6)).bound
         tensor(-...)
     """
-    check_options(objective, particles, compile)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch optimizer over the parameters of both, found {optimizer!r}")
+    if isinstance(objective, pyro.infer.ELBO):
+        from ppl_vae.pyro_step import PyroStep, check_elbo  # it is made of this file's parts
+
+        check_elbo(objective, particles, compile)
+        return PyroStep(model, guide, objective, optimizer)
+    check_options(objective, particles, compile)
     return SVIStep(model, guide, objective, particles, optimizer)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs) -> None:
-    """Raise if an optimizer moves nothing of the programs."""
+def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
+    """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not held & {id(p) for p in programs.parameters().values()}:
+    parameters = programs.parameters()
+    if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
         raise ValueError(
             "optimizer: it holds no parameter of model or guide, so nothing would train; make it of "
             "[*model.parameters(), *guide.parameters()]"
         )
-
-
-def check_bound(objective: Objective, particles: Particles) -> None:
-    """Raise if an objective gives anything but one number per datum, or forgets the score function."""
-    bound = objective(particles)
-    rows = particles.log_w.shape[1:]
-    found = tuple(bound.shape) if isinstance(bound, Tensor) else type(bound).__name__
-    if found != tuple(rows):
+    left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
+    if left_out:
         raise ValueError(
-            f"objective: expected one number per datum, shape {tuple(rows)}, found {found}; sum over particles "
-            "(dim 0), never over data"
+            f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
         )
-    score = particles.log_q_score
-    if score.requires_grad and torch.autograd.grad(bound.sum(), score, allow_unused=True)[0] is None:
+    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
+    if facts(objective).upper and wrong:
         raise ValueError(
-            "objective: the guide draws a site without reparameterisation, and this bound does not use "
-            "particles.log_q_score, so the guide's gradient would be wrong; return "
-            "objectives.with_score(bound, particles)"
+            f"optimizer: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
+            f"to make the data unlikely; it holds {', '.join(wrong[:3])}. Make the optimizer of guide.parameters()"
         )
 
 

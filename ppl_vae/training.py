@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
@@ -19,6 +20,7 @@ from ppl_vae.data.splits import Splits
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
+from ppl_vae.pyro_step import check_callable, check_elbo
 from ppl_vae.steps import Step, check_options, svi_step
 
 __all__ = ["Fit", "fit", "restore"]
@@ -59,7 +61,7 @@ def fit(
     model: Program | None = None,
     guide: Program | None = None,
     data: Any = None,
-    objective: Objective = elbo,
+    objective: Objective | PyroELBO = elbo,
     particles: int = 1,
     epochs: int = 20,
     batch_size: int = 128,
@@ -81,8 +83,8 @@ def fit(
         guide: Pyro program with the same arguments.
         data: `Splits` (trains on ``train``, validates on ``valid``, binarizes anew in every batch
             where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
-        objective: a bound, ``Particles -> (B,)``.
-        particles: K, draws per datum.
+        objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.
+        particles: K, draws per datum; Pyro's objectives bring their own.
         epochs: passes over the data.
         batch_size: data per step; the last batch of an epoch may be shorter.
         optimizer: a torch optimizer, or a function from parameters to one, such as
@@ -129,7 +131,8 @@ def fit(
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
         if folder:
-            settings = {"objective": facts(objective).name, "particles": particles, "epochs": epochs}
+            drawn = getattr(objective, "num_particles", particles)
+            settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
             runs.write_config(folder, config or settings)
         return _Loop(step, train, held_out, epochs, seed, folder, progress).run()
@@ -153,27 +156,40 @@ def _make_step(
     guide: Program | None,
     train: Source,
     held_out: Source | None,
-    objective: Objective,
+    objective: Objective | PyroELBO,
     particles: int,
     optimizer: Optimizer | None,
     compile: bool | str,  # noqa: A002 - the public name
 ) -> Step:
     if model is None or guide is None:
         raise ValueError("model, guide: pass both, or a step that brings its own")
-    check_options(objective, particles, compile)
+    pyros = isinstance(objective, PyroELBO)
+    (check_elbo if pyros else check_options)(objective, particles, compile)
+    hold_to_contract = check_callable if pyros else check  # the rest is between Pyro and the programs
     batch = Programs(model, guide).on_device(train.first())
-    check(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
+    hold_to_contract(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
     if not isinstance(optimizer, torch.optim.Optimizer):
-        programs = Programs(model, guide).run_once(model, guide, batch)
-        parameters = list(programs.parameters().values())
-        if not parameters:
-            raise ValueError("model, guide: neither has a trainable parameter; evaluate them with pv.evaluate")
+        programs = Programs(model, guide, objective).run_once(model, guide, batch)
+        parameters = _to_train(programs, objective)
         optimizer = _optimizer(optimizer or partial(torch.optim.Adam, lr=1e-3), parameters)
     step = svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
     step.prepare(batch)
     if held_out is not None:
-        check(model, guide, step.programs.on_device(held_out.first()))
+        hold_to_contract(model, guide, step.programs.on_device(held_out.first()))
     return step
+
+
+def _to_train(programs: Programs, objective: Any) -> list[Tensor]:
+    """Return what an optimizer is made of: all parameters, but for the model's under an upper bound."""
+    parameters = programs.parameters()
+    if facts(objective).upper:
+        parameters = {name: p for name, p in parameters.items() if not name.startswith("model")}
+    if not parameters:
+        raise ValueError(
+            "model, guide: neither has a trainable parameter for this objective (an upper bound trains the guide "
+            "alone); evaluate them with pv.evaluate"
+        )
+    return list(parameters.values())
 
 
 def _optimizer(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -232,6 +248,7 @@ class _Loop:
         # Seeded from the noise's generator, so that order and noise are different streams.
         self.order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self.result = Fit(out=folder)
+        self._lower_is_better = facts(getattr(step, "objective", None)).upper
         self.best_state = copy.deepcopy(step.state_dict())
 
     def run(self) -> Fit:
@@ -277,7 +294,8 @@ class _Loop:
         for name, value in row.items():
             self.result.history.setdefault(name, []).append(value)
         bound = row.get("valid_bound", row["train_bound"])
-        if self.valid is None or bound > self.result.best.get("bound", -math.inf):
+        best = self.result.best.get("bound")
+        if self.valid is None or best is None or (bound < best if self._lower_is_better else bound > best):
             self.result.best = {"epoch": row["epoch"], "bound": bound}
             self.best_state = copy.deepcopy(self.step.state_dict())
             if self.folder:

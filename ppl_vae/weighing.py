@@ -1,29 +1,46 @@
-"""Run a guide against a model: the one place where importance weights are made."""
+"""Make importance weights of a pair of traces: the one place where that is done."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
+from torch.distributions import Independent, OneHotCategorical, kl_divergence
 
 from ppl_vae import contract
-from ppl_vae.batches import Batch, as_batch
-from ppl_vae.contract import PARTICLE_PLATE, ContractError
-from ppl_vae.particles import Particles
+from ppl_vae.batches import as_batch
+from ppl_vae.contract import ContractError, Site
+from ppl_vae.enumeration import enumerated_by, expanded, summed_out
+from ppl_vae.gradients import along
+from ppl_vae.particles import Particles, Path, finite_mass
 from ppl_vae.programs import Program, own_parameters
+from ppl_vae.tracing import Draw, paired_traces, scored_at_draws, scored_dream
 
 __all__ = ["weigh"]
 
 
-def weigh(model: Program, guide: Program, x: Any, particles: int = 1, linear: bool = False) -> Particles:
+def weigh(
+    model: Program,
+    guide: Program,
+    x: Any,
+    particles: int = 1,
+    *,
+    linear: bool = False,
+    path: Path = Path.TOTAL,
+    kl: bool = False,
+    draw: Draw | None = None,
+) -> Particles:
     """Draw K latents per datum from the guide and weigh them under the model.
 
     For each datum and particle::
 
         log w = log p(x, z) - log q(z | x),    z ~ q(z | x)
+
+    Sites marked ``infer={"enumerate": "parallel"}`` are not drawn. Those that only the model has
+    are summed out of ``log_p`` exactly; those of the guide take every value, on an axis of their own.
 
     Args:
         model: Pyro program; see the contract in ARCHITECTURE.md.
@@ -32,6 +49,10 @@ def weigh(model: Program, guide: Program, x: Any, particles: int = 1, linear: bo
         particles: K, the number of draws per datum.
         linear: promises that the weights go into a bound that is linear in them. Only then may a
             single site carry a scale of its own (``poutine.scale``, as for annealing).
+        path: how gradients reach the guide through its draws.
+        kl: whether to give KL(q || p) of the latents that have it in closed form.
+        draw: draws the guide's latents by a rule of an estimator, and may draw them relaxed. The
+            sites that it draws have no score.
 
     Returns:
         `Particles`, with ``log_w`` of shape ``(K, B)`` in nats, differentiable in the parameters
@@ -42,7 +63,8 @@ def weigh(model: Program, guide: Program, x: Any, particles: int = 1, linear: bo
         TypeError, ValueError: x is not a batch, or K is below 1.
 
     Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR
-    2016, https://arxiv.org/abs/1509.00519.
+    2016, https://arxiv.org/abs/1509.00519; sums as in F. Obermeyer et al., "Tensor Variable
+    Elimination for Plated Factor Graphs", ICML 2019, https://arxiv.org/abs/1902.03210.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -51,76 +73,120 @@ def weigh(model: Program, guide: Program, x: Any, particles: int = 1, linear: bo
         >>> particles.log_w.shape, particles.values["z"].shape
         (torch.Size([3, 4]), torch.Size([3, 4, 20]))
     """
-    with own_parameters():
-        return weigh_in_place(model, guide, as_batch(x), particles, linear)
-
-
-def weigh_in_place(model: Program, guide: Program, batch: Batch, particles: int, linear: bool) -> Particles:
-    """Weigh with Pyro's parameter store as it stands (``SVI`` finds parameters through it)."""
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
-    model_trace, guide_trace = paired_traces(model, guide, batch, particles)
-    contract.check_roles(model_trace, guide_trace)
-    contract.check_names(model_trace, guide_trace)
+    batch = as_batch(x)
     rows = batch[0].shape[0]  # len(x) would tie a captured graph to one batch size
-    contract.check_plates(guide_trace, "guide", rows)
-    contract.check_plates(model_trace, "model", rows)
-    return _record(model_trace, guide_trace, Size([particles, rows]), linear)
-
-
-def paired_traces(model: Program, guide: Program, batch: Batch, particles: int) -> tuple[Any, Any]:
-    """Trace the guide, then the model with the guide's draws, K particles at once."""
-    with _particle_plate(particles):
-        guide_trace = poutine.trace(guide).get_trace(*batch)
-    with _particle_plate(particles):
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
-    return model_trace, guide_trace
-
-
-def _particle_plate(particles: int) -> AbstractContextManager:
-    """Open the outermost plate. It costs the encoder nothing: x has no particle axis."""
-    return pyro.plate(PARTICLE_PLATE, particles, dim=-2)
-
-
-def _record(model_trace: Any, guide_trace: Any, shape: Size, linear: bool) -> Particles:
-    model_sites, guide_sites = (dict(contract.sample_sites(t)) for t in (model_trace, guide_trace))
-    log_p = {name: _scaled(name, site, linear).expand(shape) for name, site in model_sites.items()}
-    log_q = {name: _scaled(name, site, linear).expand(shape) for name, site in guide_sites.items()}
-    penalties = {name: log_p.pop(name) for name in model_sites if _is_penalty(name)}
-    # A factor of the guide enters an ELBO with a minus; so does its penalty.
-    penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
-    drawn = contract.latents(guide_trace)
-    scales = {contract.plate_scale(site) for site in (*model_sites.values(), *guide_sites.values())}
-    if len(scales) > 1:
-        raise ContractError(
-            f"plate 'data': model and guide scale it differently ({', '.join(map(str, sorted(scales)))}); give both "
-            "the same pyro.plate('data', N, len(x))"
-        )
-    score = [_log_prob(site).expand(shape) for site in drawn.values() if not site["fn"].has_rsample]
+    # A relaxed value is outside its site's support.
+    unvalidated = nullcontext() if draw is None else pyro.validation_enabled(False)
+    with own_parameters(), unvalidated:
+        model_trace, guide_trace = paired_traces(model, guide, batch, particles, path, draw)
+        contract.check_roles(model_trace, guide_trace)
+        contract.check_names(model_trace, guide_trace)
+        contract.check_plates(guide_trace, "guide", rows)
+        contract.check_plates(model_trace, "model", rows)
+        shape = Size([particles, rows])
+        log_p, penalties = _model_densities(model_trace, guide_trace, shape, linear)
+        guide_sites = dict(contract.sample_sites(guide_trace))
+        log_q = _densities(guide_sites, shape, linear)
+        # A factor of the guide enters an ELBO with a minus; so does its penalty.
+        penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
+        values = _values(model_trace, guide_trace)
+        if path is Path.STOPPED:
+            again = scored_at_draws(guide, batch, particles, model_trace, guide_trace)
+            log_q |= _stopped(log_q, again, values, shape, linear)
     return Particles(
         log_p=log_p,
         log_q=log_q,
-        log_q_score=sum(score, start=torch.zeros(())),
-        values={name: site["value"] for name, site in drawn.items()},
+        score={} if draw else _scores(guide_trace, path),
+        values=values,
         penalties=penalties,
-        scale=scales.pop(),
+        scale=_common_scale(model_trace, guide_trace),
+        enumerated=enumerated_by(guide_sites),
+        summed=_summed(model_trace, guide_trace),
+        kl=_closed_kl(model_trace, guide_trace, log_p, shape) if kl else {},
+        path=path,
     )
+
+
+def dreamt_log_q(model: Program, guide: Program, x: Any) -> Tensor:
+    """Draw latents and data from the model, one pair for each row, and score the latents by the guide.
+
+    Args:
+        model: Pyro program whose observed sites are tensors of the batch.
+        guide: Pyro program with the same arguments.
+        x: a batch, for its shapes and for what the model does not generate.
+
+    Returns:
+        ``log q(z' | x')`` with ``x', z' ~ p``, ``(B,)``, differentiable in the guide's parameters.
+
+    Raises:
+        ContractError: the model observes something that is not a tensor of the batch.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> dreamt_log_q(VAE(), Normal(), torch.ones(4, 784)).shape
+        torch.Size([4])
+    """
+    with own_parameters():
+        return scored_dream(model, guide, as_batch(x))
+
+
+def _model_densities(
+    model_trace: Any, guide_trace: Any, shape: Size, linear: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the model's densities, latents that it enumerates summed out, and its penalties."""
+    sites = dict(contract.sample_sites(model_trace))
+    summed = _summed(model_trace, guide_trace)
+    log_p = _densities(sites, shape, linear, natural=bool(summed))
+    if summed:
+        contract.check_summable(sites, summed)
+        log_p = summed_out(model_trace, log_p, summed, penalties=set(filter(_is_penalty, sites)))
+        log_p = {name: expanded(density, shape) for name, density in log_p.items()}
+    return log_p, {name: log_p.pop(name) for name in sites if _is_penalty(name)}
+
+
+def _summed(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
+    """Return the names of the latents that only the model enumerates."""
+    enumerated = enumerated_by(dict(contract.sample_sites(model_trace)))
+    return tuple(name for name in enumerated if name not in guide_trace.nodes)
+
+
+def _densities(sites: Mapping[str, Site], shape: Size, linear: bool, natural: bool = False) -> dict[str, Tensor]:
+    densities = {name: _scaled(name, site, linear) for name, site in sites.items()}
+    for name in enumerated_by(sites):
+        densities[name] = densities[name] if natural else finite_mass(densities[name])
+    return densities if natural else {name: expanded(density, shape) for name, density in densities.items()}
 
 
 def _is_penalty(name: str) -> bool:
     return name.startswith(contract.PENALTY)
 
 
-def _log_prob(site: contract.Site) -> Tensor:
+def _log_prob(site: Site) -> Tensor:
     """Return a site's log density with its masks and without any scale, ``(B,)`` or ``(K, B)``."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = _relaxed_log_prob(site["fn"], site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, 1.0, site["mask"])
 
 
-def _scaled(name: str, site: contract.Site, linear: bool) -> Tensor:
+def _relaxed_log_prob(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return a log density, that of one-hot codes continued linearly between the corners.
+
+    Torch scores a one-hot value at its arg-max, which has no gradient in the value. (A Bernoulli's
+    is linear as it is.)
+    """
+    if isinstance(fn, Independent) and isinstance(fn.base_dist, OneHotCategorical):
+        return _relaxed_log_prob(fn.base_dist, value).flatten(-fn.reinterpreted_batch_ndims).sum(-1)
+    if isinstance(fn, OneHotCategorical) and value.requires_grad:
+        return (value * fn.logits).sum(-1)
+    return fn.log_prob(value, *args, **kwargs)
+
+
+def _scaled(name: str, site: Site, linear: bool) -> Tensor:
     """Return a site's log density times its own scale; the plate's common scale stays outside."""
     common, scale = contract.plate_scale(site), site["scale"]
-    if not isinstance(scale, Tensor) and abs(scale - common) <= 1e-9 * common:
+    if contract.has_common_scale(site):
         return _log_prob(site)
     if linear or _is_penalty(name):
         return _log_prob(site) * (scale / common)
@@ -129,3 +195,77 @@ def _scaled(name: str, site: contract.Site, linear: bool) -> Tensor:
         "to weigh or evaluate, or train on a bound that is linear in the weights, such as elbo (a bound of your own "
         "says so with objectives.objective(linear=True))"
     )
+
+
+def _common_scale(model_trace: Any, guide_trace: Any) -> float:
+    """Return N / B of the plate "data", which is one for both programs."""
+    sites = [site for trace in (model_trace, guide_trace) for _, site in contract.sample_sites(trace)]
+    scales = {contract.plate_scale(site) for site in sites}
+    if len(scales) > 1:
+        raise ContractError(
+            f"plate 'data': model and guide scale it differently ({', '.join(map(str, sorted(scales)))}); give both "
+            "the same pyro.plate('data', N, len(x))"
+        )
+    return scales.pop()
+
+
+def _values(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
+    """Return the guide's draws as the model saw them; auxiliary ones as they were drawn."""
+    seen = contract.latents(model_trace)
+    return {name: seen.get(name, site)["value"] for name, site in contract.latents(guide_trace).items()}
+
+
+def _scores(guide_trace: Any, path: Path) -> dict[str, Tensor]:
+    """Return the log density, one for each draw, of sites whose draws carry no gradient."""
+    drawn = {n: s for n, s in contract.latents(guide_trace).items() if s["infer"].get("_enumerate_dim") is None}
+    return {name: _log_prob(site) for name, site in drawn.items() if path is Path.NONE or not site["fn"].has_rsample}
+
+
+def _stopped(
+    log_q: Mapping[str, Tensor], again: Mapping[str, Site], values: Mapping[str, Tensor], shape: Size, linear: bool
+) -> dict[str, Tensor]:
+    """Return ``log_q`` of reparameterised sites with gradient through the draws only."""
+    draws = {name: value for name, value in values.items() if value.requires_grad}
+    if not draws or not torch.is_grad_enabled():
+        return {}
+    stopped = {}
+    for name in log_q:
+        if again[name]["fn"].has_rsample and contract.has_density(again[name]):
+            density = _scaled(name, again[name], linear)
+            slopes = torch.autograd.grad(density.sum(), [*draws.values()], retain_graph=True, allow_unused=True)
+            through = [
+                along(draws[drawn], slope, _axes(again[drawn], density, name))
+                for drawn, slope in zip(draws, slopes, strict=True)
+                if slope is not None
+            ]
+            stopped[name] = expanded(sum(through, start=density.detach()), shape)
+    return stopped
+
+
+def _axes(drawn: Site, density: Tensor, name: str) -> int:
+    """Return how many axes of a draw come before its event."""
+    axes = drawn["value"].dim() - drawn["fn"].event_dim
+    if density.dim() > axes:
+        raise ContractError(
+            f"site '{name}' has a density for each value of an enumerated site, its latents are drawn once for all of "
+            "them, and this objective stops gradients draw by draw; leave the enumerated site out of the guide and "
+            "mark it in the model, or train on elbo"
+        )
+    return axes
+
+
+def _closed_kl(model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], shape: Size) -> dict[str, Tensor]:
+    """Return KL(q || p) of each latent that torch or Pyro know in closed form."""
+    contract.check_order(model_trace, guide_trace)
+    p_sites, q_sites = contract.latents(model_trace), contract.latents(guide_trace)
+    found = {}
+    for name, q in q_sites.items():
+        # A latent that hangs together with a summed one has no density of its own.
+        if name not in log_p or not contract.has_common_scale(p_sites[name]) or not contract.has_common_scale(q):
+            continue
+        try:
+            divergence = kl_divergence(q["fn"], p_sites[name]["fn"])
+        except NotImplementedError:
+            continue
+        found[name] = expanded(scale_and_mask(divergence, 1.0, q["mask"]), shape)
+    return found

@@ -121,8 +121,10 @@ def scaled_plate(x, size, observe):
             pyro.sample("x", bernoulli(z), obs=x)
 
 
-def enumerated(x):
-    return pyro.sample("y", dist.Bernoulli(torch.full(x.shape[:1], 0.5)), infer={"enumerate": "parallel"})
+def marked(x, prior, how, **options):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        y = pyro.sample("y", prior, infer={"enumerate": how, **options})
+        pyro.sample("x", bernoulli((y if y.dim() > 1 else y.unsqueeze(-1)) * torch.ones_like(x)), obs=x)
 
 
 def categories(n):
@@ -357,11 +359,29 @@ WRONG = {
         X,
         r"a trainable tensor of shape .* belongs to no module.*pyro.module\('name', network\)",
     ),
-    "an enumerated site": (
-        model_of(enumerated, lambda y: bernoulli(y.unsqueeze(-1))),
+    "enumeration of a continuous site": (
+        lambda x: marked(x, normal((x.shape[0],)), "parallel"),
         nothing,
         X,
-        r"site 'y' is marked for enumeration, which weigh does not sum out yet",
+        r"site 'y' is marked for enumeration, but its distribution \(Normal.*draw it in the guide",
+    ),
+    "enumeration of a discrete vector": (
+        lambda x: marked(x, bernoulli(torch.zeros(x.shape[0], 2)), "parallel"),
+        nothing,
+        X,
+        r"site 'y' is marked.*\(Bernoulli, event shape \(6,\)\).*a site of its own",
+    ),
+    "one value after the other": (
+        lambda x: marked(x, dist.Bernoulli(torch.full((x.shape[0],), 0.5)), "sequential"),
+        nothing,
+        X,
+        r"site 'y' is marked enumerate='sequential'; only 'parallel'",
+    ),
+    "enumeration by drawing": (
+        lambda x: marked(x, dist.Bernoulli(torch.full((x.shape[0],), 0.5)), "parallel", num_samples=3),
+        nothing,
+        X,
+        r"site 'y' is marked for enumeration with num_samples.*remove num_samples",
     ),
     "grey pixels into a Bernoulli": (
         vae(),

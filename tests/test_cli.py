@@ -219,14 +219,20 @@ def test_other_programs_and_bounds(monkeypatch, options, tmp_path):
 
 
 WRONG = {
-    "an unknown model": (["fit", "--model", "gan"], "model: unknown name 'gan'; there are linear_gaussian, vae"),
-    "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are exact, normal"),
-    "an unknown bound": (["fit", "--objective", "vimco"], "objective: unknown name 'vimco'; there are elbo, iwae"),
+    "an unknown model": (
+        ["fit", "--model", "gan"],
+        "model: unknown name 'gan'; there are linear_gaussian, sigmoid_belief_network, vae",
+    ),
+    "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are bernoulli, exact, normal"),
+    "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
     "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
     "unknown data": (["fit", "--data", "cifar"], "data set: unknown name 'cifar'"),
     "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected threshold, static, dynamic"),
     "a negative step": (["fit", "--learning-rate", "-1"], "learning_rate: expected a positive number, found -1.0"),
-    "a file without a name": (["fit", "--model", "own.py"], "there are linear_gaussian, vae, or own.py:Name"),
+    "a file without a name": (
+        ["fit", "--model", "own.py"],
+        "there are linear_gaussian, sigmoid_belief_network, vae, or own.py:Name",
+    ),
     "a missing file": (["fit", "--model", "nowhere.py:Model"], "nowhere.py: no such file"),
     "no run": (["evaluate", "nowhere"], "nowhere: not a finished run (it has no config.toml)"),
     "a guide that does not fit": (["fit", "--guide", "exact"], "VAE has no method posterior"),

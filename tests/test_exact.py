@@ -9,6 +9,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 import ppl_vae as pv
+from ppl_vae.estimation import weigh_for
 from ppl_vae.guides.exact import Exact
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.linear_gaussian import LinearGaussian
@@ -61,8 +62,10 @@ def test_posterior_obeys_bayes_rule(model):
 @pytest.mark.parametrize("particles", [1, 2, 7, 1000])
 @pytest.mark.parametrize("bound", pv.objectives.every().values(), ids=pv.objectives.every())
 def test_with_the_exact_guide_every_bound_is_log_px(model, bound, particles):
+    if particles < bound.facts.min_particles:
+        pytest.skip("needs more particles")
     x = draw(model, 5)
-    value = bound(pv.weigh(model, Exact(model), x, particles=particles))
+    value = bound(weigh_for(bound, model, Exact(model), x, particles))
     torch.testing.assert_close(value, model.log_px(x), rtol=0, atol=1e-10)
 
 

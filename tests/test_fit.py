@@ -7,7 +7,7 @@ import pairs
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from test_objectives import Bits, BitsGuide
+from small import Bits, BitsGuide
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
@@ -95,7 +95,11 @@ def test_training_bound_is_a_sum_over_data(pair):
 def test_training_raises_the_bound(digits, bound):
     model, guide = pairs.digits_vae()
     result = pv.fit(model, guide, digits, objective=bound, particles=3, epochs=8)
-    assert result.history["valid_bound"][-1] > result.history["valid_bound"][0] + 3
+    first, last = result.history["valid_bound"][0], result.history["valid_bound"][-1]
+    if bound.facts.upper:  # trains the guide alone, which lowers it
+        assert result.best["bound"] == min(result.history["valid_bound"]) < first
+    else:
+        assert last > first + 3
     assert "nats per datum" in str(result)
 
 
@@ -225,7 +229,10 @@ WRONG = {
     "no batch": ({"batch_size": 0}, "batch_size: expected a whole number of at least 1"),
     "no particles": ({"particles": 0}, "particles: expected a whole number of at least 1"),
     "a bound by name": ({"objective": "elbo"}, "objective: expected a function of Particles"),
-    "one of Pyro's objectives": ({"objective": Trace_ELBO()}, "objective: expected a function of Particles"),
+    "particles for one of Pyro's objectives": (
+        {"objective": Trace_ELBO(), "particles": 5},
+        r"particles: Trace_ELBO brings its own \(it has 1\), found 5",
+    ),
     "another compiler": ({"compile": "always"}, "compile: expected 'auto', True or False"),
     "a step beside programs": ({"step": Scripted([])}, "step: it brings its own model, guide, objective"),
     "an optimizer by name": ({"optimizer": "adam"}, "optimizer: expected a torch optimizer, or a function"),
@@ -269,7 +276,9 @@ def test_a_bound_that_forgets_the_score_function_is_refused():
     def mindful(particles):
         return pv.objectives.with_score(forgetful(particles), particles)
 
-    with pytest.raises(ValueError, match=r"objective: the guide draws a site without.*with_score\(bound, particles\)"):
+    with pytest.raises(
+        ValueError, match=r"objective: the guide draws site 'z' without.*with_score\(bound, particles\)"
+    ):
         pv.fit(Bits(), BitsGuide(), x, objective=forgetful, particles=2)
     pv.fit(Bits(), BitsGuide(), x, objective=mindful, particles=2, epochs=1)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
-from test_objectives import Bits, BitsGuide
+from small import Bits, BitsGuide
 
 import ppl_vae as pv
 
@@ -44,8 +44,13 @@ def test_elbo_is_trace_elbo(names, particles):
     assert_same(pv.ELBO(pv.objectives.elbo, particles), theirs, pair.model, pair.guide, pair.data())
 
 
+def is_reparameterised(names):
+    pair = pairs.make(*names)
+    return not pv.weigh(pair.model, pair.guide, pair.data()).score
+
+
 @pytest.mark.parametrize("particles", [2, 5])
-@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+@pytest.mark.parametrize("names", [n for n in PAIRS if is_reparameterised(n)], ids="-".join)
 def test_iwae_is_renyi_elbo_with_alpha_zero(names, particles):
     pair = pairs.make(*names)
     theirs = RenyiELBO(alpha=0, num_particles=particles, **VECTORISED)

@@ -1,11 +1,14 @@
-"""Lower bounds on log p(x), computed from the log-weights alone."""
+"""Bounds on log p(x), computed from the log-weights alone."""
+
+from math import isinf
 
 from torch import Tensor
 
-from ppl_vae.objectives.vocabulary import objective, with_score, zero_with_gradient
+from ppl_vae.objectives.discrete import log_mean_of_others
+from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
 from ppl_vae.particles import Particles
 
-__all__ = ["elbo", "iwae"]
+__all__ = ["ciwae", "cubo", "elbo", "iwae", "jackknife", "miwae", "renyi"]
 
 
 @objective(
@@ -16,7 +19,7 @@ __all__ = ["elbo", "iwae"]
 def elbo(particles: Particles) -> Tensor:
     """Evidence lower bound, always by Monte Carlo: the mean log-weight.
 
-    With m = 1/K the mass of a particle::
+    With m the mass of a particle (1/K for a drawn one)::
 
         ELBO = sum_k m log w_k,    log w_k = log p(x, z_k) - log q(z_k | x)
 
@@ -37,11 +40,8 @@ def elbo(particles: Particles) -> Tensor:
         tensor([-3.])
     """
     log_w = particles.log_w
-    if not particles.log_q_score.requires_grad:
-        return log_w.mean(0)
-    # The score of q has zero mean: adding it once cancels the -log q of the same sites in log_w.
-    weight = (log_w.detach() + 1).nan_to_num(neginf=0.0, posinf=0.0)
-    return (log_w + weight * zero_with_gradient(particles.log_q_score)).mean(0)
+    # The score of q has zero mean: a baseline of -1 cancels the -log q of the same sites in log_w.
+    return mean_with_score(log_w, particles, baseline=-1.0)
 
 
 @objective(
@@ -51,12 +51,14 @@ def elbo(particles: Particles) -> Tensor:
 def iwae(particles: Particles) -> Tensor:
     """Importance-weighted bound: the log of the mean weight.
 
-    With m = 1/K the mass of a particle::
+    With m the mass of a particle (1/K for a drawn one)::
 
         L_K = log sum_k m w_k,    ELBO = L_1 <= L_K <= L_{K+1} <= log p(x)
 
     The gradient is that of the path for reparameterised sites. Sites drawn without it enter by
-    the plain score function, unbiased for the K-sample bound and of high variance.
+    the plain score function, unbiased for the K-sample bound and of high variance; `vimco` is made
+    for them. A site enumerated in the guide cancels out of the bound, which then never trains its
+    probabilities: sum it out on the model's side.
 
     Args:
         particles: any K >= 1.
@@ -71,5 +73,186 @@ def iwae(particles: Particles) -> Tensor:
         >>> iwae(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
         tensor([-2.])
     """
-    bound = (particles.log_w + particles.log_mass).logsumexp(0)
-    return with_score(bound, particles)
+    return with_score(particles.log_mean(particles.log_w), particles)
+
+
+@objective(
+    formula="log sum_k m w_k^(1-alpha) / (1-alpha)",
+    reference="Y. Li, R. Turner 2016, arXiv:1602.02311",
+)
+def renyi(particles: Particles, alpha: float = 0.5) -> Tensor:
+    """Variational Rényi bound of any order.
+
+    With m the mass of a particle (1/K for a drawn one)::
+
+        L_alpha = log sum_k m w_k^(1-alpha) / (1-alpha)
+
+    ``alpha=0`` is `iwae`, ``alpha=1`` is the limit, `elbo`, and ``-inf`` the largest log-weight. In
+    the limit of many particles the bound falls in alpha, and lies above log p(x) for negative alpha;
+    with finitely many it is below its limit in expectation for alpha < 1, so that a negative alpha
+    gives an upper bound only as K grows.
+
+    Args:
+        particles: any K >= 1.
+        alpha: the order.
+
+    Returns:
+        Nats per datum, ``(B,)``.
+
+    Reference: Y. Li, R. Turner, "Rényi Divergence Variational Inference", NeurIPS 2016,
+    https://arxiv.org/abs/1602.02311.
+
+    Example:
+        >>> renyi(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}), alpha=-1.0)
+        tensor([-2.])
+    """
+    if alpha == 1:
+        return elbo(particles)
+    log_w = particles.log_w
+    if isinf(alpha):
+        extreme = log_w.flatten(0, -2).amax(0) if alpha < 0 else log_w.flatten(0, -2).amin(0)
+        return with_score(extreme, particles)
+    return with_score(particles.log_mean((1 - alpha) * log_w) / (1 - alpha), particles)
+
+
+@objective(
+    formula="log sum_k m w_k^n / n",
+    reference="A. Dieng et al. 2017, arXiv:1611.00328",
+    upper=True,
+    exempt={"bound": "the logarithm of the estimate is an upper bound only as K grows"},
+)
+def cubo(particles: Particles, n: float = 2.0) -> Tensor:
+    """Chi upper bound: what it estimates lies above log p(x), for n >= 1.
+
+    With m the mass of a particle (1/K for a drawn one)::
+
+        CUBO_n = log E_q[w^n] / n >= log p(x),    estimated by log sum_k m w_k^n / n
+
+    ``exp(n * estimate)`` is unbiased for the moment ``E_q[w^n]``. The logarithm of the estimate is
+    not an upper bound on log p(x): by Jensen's inequality it lies below CUBO_n in expectation, with
+    one particle at the ELBO. It approaches CUBO_n as K grows.
+
+    It is made small, which fits the guide. A model trained on an upper bound would learn to make the
+    data unlikely, so a step refuses an optimizer that holds the model's parameters.
+
+    Args:
+        particles: any K >= 1.
+        n: order, at least 1.
+
+    Returns:
+        Nats per datum, ``(B,)``.
+
+    Raises:
+        ValueError: n is below 1.
+
+    Reference: A. B. Dieng, D. Tran, R. Ranganath, J. Paisley, D. Blei, "Variational Inference via
+    chi Upper Bound Minimization", NeurIPS 2017, https://arxiv.org/abs/1611.00328.
+
+    Example:
+        >>> cubo(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
+        tensor([-2.])
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, found {n}; below it the moment is no upper bound (see renyi)")
+    return with_score(particles.log_mean(n * particles.log_w) / n, particles)
+
+
+@objective(
+    formula="mean over groups of log mean_k w_k",
+    reference="T. Rainforth et al. 2018, arXiv:1802.04537",
+    exempt={"order": "particles are bound to their groups"},
+)
+def miwae(particles: Particles, groups: int = 1) -> Tensor:
+    """Multiply importance-weighted bound: the mean of `iwae` over groups of particles.
+
+    With K particles in M groups of K / M::
+
+        L_{M, K/M} = 1/M sum_m log (M/K) sum_{k in group m} w_k
+
+    Less tight than `iwae` on all of them, with a guide gradient of higher signal-to-noise ratio.
+
+    Args:
+        particles: K, a multiple of the number of groups.
+        groups: M.
+
+    Returns:
+        Nats per datum, ``(B,)``.
+
+    Raises:
+        ValueError: K cannot be split evenly.
+
+    Reference: T. Rainforth, A. Kosiorek, T. A. Le, C. Maddison, M. Igl, F. Wood, Y. W. Teh, "Tighter
+    Variational Bounds are Not Necessarily Better", ICML 2018, https://arxiv.org/abs/1802.04537.
+
+    Example:
+        >>> miwae(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-4.0]])}, log_q={}), groups=2)
+        tensor([-3.])
+    """
+    return sum(iwae(group) for group in particles.split(groups)) / groups
+
+
+@objective(
+    formula="beta ELBO + (1-beta) IWAE",
+    reference="T. Rainforth et al. 2018, arXiv:1802.04537",
+)
+def ciwae(particles: Particles, beta: float = 0.5) -> Tensor:
+    """Combination of the ELBO and the importance-weighted bound, from the same particles.
+
+    ::
+
+        L = beta ELBO + (1 - beta) L_K
+
+    Args:
+        particles: any K >= 1.
+        beta: weight of the ELBO, from 0 to 1.
+
+    Returns:
+        Nats per datum, ``(B,)``.
+
+    Raises:
+        ValueError: beta is outside [0, 1].
+
+    Reference: as `miwae`, section 4.
+
+    Example:
+        >>> ciwae(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
+        tensor([-2.])
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta: expected a weight from 0 to 1, found {beta}")
+    return beta * elbo(particles) + (1 - beta) * iwae(particles)
+
+
+@objective(
+    formula="K L_K - (K-1) mean_k L_(-k)",
+    reference="S. Nowozin 2018, openreview.net/forum?id=HyZoi-WRb",
+    min_particles=2,
+    exempt={"bound": "the correction takes off the bias of order 1/K, and may overshoot log p(x)"},
+)
+def jackknife(particles: Particles) -> Tensor:
+    """Jackknife-debiased importance-weighted estimate of log p(x), of first order.
+
+    With L_(-k) the importance-weighted bound without particle k::
+
+        J_K = K L_K - (K-1)/K sum_k L_(-k)
+
+    Its bias falls as 1/K^2, that of L_K as 1/K. It is an estimate, not a bound.
+
+    Args:
+        particles: K >= 2.
+
+    Returns:
+        Nats per datum, ``(B,)``.
+
+    Reference: S. Nowozin, "Debiasing Evidence Approximations: On Importance-weighted Autoencoders and
+    Jackknife Variational Inference", ICLR 2018, https://openreview.net/forum?id=HyZoi-WRb.
+
+    Example:
+        >>> jackknife(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
+        tensor([-2.])
+    """
+    k = len(particles)
+    log_w = particles.log_per_draw(particles.log_w)
+    without = log_mean_of_others(log_w)
+    value = k * particles.log_mean(particles.log_w) - (k - 1) * without.mean(0)
+    return with_score(value, particles)

@@ -1,12 +1,28 @@
-"""What the library must know about a bound, attached to the function by one decorator."""
+"""What the library must know about a bound, and the few gradients that all of them are made of."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ppl_vae.particles import Particles
+from ppl_vae.gradients import along, zero_with_gradient
+from ppl_vae.particles import Particles, Path
+
+__all__ = [
+    "Estimate",
+    "Facts",
+    "Objective",
+    "facts",
+    "mean_penalty",
+    "mean_with_score",
+    "objective",
+    "split_path",
+    "with_score",
+    "with_signal",
+]
 
 Objective = Callable[[Particles], Tensor]
 
@@ -18,9 +34,13 @@ class Facts:
     Attributes:
         formula: the bound in plain text, for tables.
         reference: authors, year, link.
-        min_particles: smallest K for which the bound is defined.
+        min_particles: smallest K for which it is defined.
         linear: whether the bound is linear in the log-weights, so that a scale on a single site
             (annealing, per-datum weights) keeps a meaning. Inside a log-sum-exp it has none.
+        path: how gradients reach the guide through its draws; `weigh` supplies log q accordingly.
+        kl: whether it reads closed-form KLs.
+        upper: whether it is to be made small, as an upper bound is.
+        exempt: laws that the objective does not obey, each with the reason.
         name: the function's name.
     """
 
@@ -28,27 +48,45 @@ class Facts:
     reference: str = ""
     min_particles: int = 1
     linear: bool = False
+    path: Path = Path.TOTAL
+    kl: bool = False
+    upper: bool = False
+    exempt: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+
+    @property
+    def weighing(self) -> dict[str, Any]:
+        """The options with which `weigh` serves this objective."""
+        return {"linear": self.linear, "path": self.path, "kl": self.kl}
 
 
 def objective(
-    *, formula: str, reference: str, min_particles: int = 1, linear: bool = False
-) -> Callable[[Objective], Objective]:
-    """Attach `Facts` to a bound, by which tests and tables find it.
+    *,
+    formula: str,
+    reference: str,
+    min_particles: int = 1,
+    linear: bool = False,
+    path: Path = Path.TOTAL,
+    kl: bool = False,
+    upper: bool = False,
+    exempt: Mapping[str, str] | None = None,
+) -> Callable[[Any], Any]:
+    """Attach `Facts` to a bound (a function, or a module's class), by which tests and tables find it.
 
     Example:
         >>> pv.objectives.facts(pv.objectives.iwae).name
         'iwae'
     """
 
-    def attach(function: Objective) -> Objective:
-        function.facts = Facts(formula, reference, min_particles, linear, function.__name__)
-        return function
+    def attach(bound: Any) -> Any:
+        known = {"min_particles": min_particles, "linear": linear, "path": path, "kl": kl, "upper": upper}
+        bound.facts = Facts(formula, reference, exempt=exempt or {}, name=bound.__name__, **known)
+        return bound
 
     return attach
 
 
-def facts(bound: Objective) -> Facts:
+def facts(bound: Any) -> Facts:
     """Return the facts of a bound, through any number of ``functools.partial``.
 
     A plain function without facts is accepted as a bound that is not linear and needs one
@@ -63,10 +101,74 @@ def facts(bound: Objective) -> Facts:
     return getattr(bound, "facts", None) or Facts(name=getattr(bound, "__name__", type(bound).__name__))
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator gives for a batch; unpacks into value and surrogate.
+
+    Attributes:
+        value: the bound of each datum, ``(B,)``, in nats.
+        surrogate: what to differentiate, ``(B,)``: its gradient estimates that of the bound, and of
+            the penalties.
+        penalties: training penalties by name, ``(B,)`` each.
+        scale: of the plate "data", for totals over it.
+    """
+
+    value: Tensor
+    surrogate: Tensor
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.value, self.surrogate))
+
+
+def with_signal(bound: Tensor, particles: Particles, signal: Callable[[Tensor], Tensor] | Tensor) -> Tensor:
+    """Add to a bound the score of each draw, times a learning signal for it.
+
+    The value stays; the gradient gains ``sum_k s_k grad log q(z_k | x)`` over the sites drawn without
+    reparameterisation.
+
+    Args:
+        bound: a function of the weights, ``(B,)``.
+        particles: those that it was computed from.
+        signal: for each draw, ``(K, B)``, with the axes of enumerated values where it has them.
+
+    Example:
+        >>> particles = pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={})
+        >>> with_signal(torch.ones(2), particles, torch.zeros(3, 2))
+        tensor([1., 1.])
+    """
+    # An impossible draw (-inf) must stay -inf in the value, and 0 * inf is not zero.
+    weight = signal.detach().nan_to_num(neginf=0.0, posinf=0.0)
+    for score in moving_scores(particles):
+        bound = bound + over_draws(weight * zero_with_gradient(score))
+    return bound
+
+
+def moving_scores(particles: Particles) -> list[Tensor]:
+    """Return the scores that have a gradient.
+
+    Example:
+        >>> moving_scores(pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={}))
+        []
+    """
+    return [score for score in particles.score.values() if score.requires_grad]
+
+
+def over_draws(f: Tensor) -> Tensor:
+    """Return the sum over all axes but the data's, ``(B,)``.
+
+    Example:
+        >>> over_draws(torch.ones(4, 3, 2))
+        tensor([12., 12.])
+    """
+    return f.flatten(0, -2).sum(0)
+
+
 def with_score(bound: Tensor, particles: Particles) -> Tensor:
     """Add to a bound the score function of sites drawn without reparameterisation.
 
-    The value stays; the gradient becomes unbiased for the expected bound::
+    The value stays; the gradient becomes unbiased for the expected bound, whatever the bound::
 
         grad E[L] = E[ grad L + L sum_k grad log q(z_k | x) ]
 
@@ -82,11 +184,31 @@ def with_score(bound: Tensor, particles: Particles) -> Tensor:
         >>> with_score(torch.ones(2), particles)
         tensor([1., 1.])
     """
-    if not particles.log_q_score.requires_grad:
-        return bound
-    # An impossible draw (-inf) must stay -inf: 0 * inf is not zero.
-    weight = bound.detach().nan_to_num(neginf=0.0, posinf=0.0)
-    return bound + weight * zero_with_gradient(particles.log_q_score).sum(0)
+    return with_signal(bound, particles, bound)
+
+
+def mean_with_score(f: Tensor, particles: Particles, baseline: Tensor | float = 0.0) -> Tensor:
+    """Return ``sum_k m f_k`` with the score function of each draw times what the draw earned.
+
+    The value is the mean, ``(B,)``; the gradient is unbiased for ``grad E[f]``, as long as each
+    draw's baseline does not depend on that draw::
+
+        grad E[f] = E[ sum_k m (grad f_k + (f_k - b_k) grad log q(z_k | x)) ]
+
+    Args:
+        f: values, ``(K, B)``, such as the log-weights.
+        particles: those that they were computed from.
+        baseline: ``(K, B)``, or one number.
+
+    Example:
+        >>> particles = pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={})
+        >>> mean_with_score(torch.tensor([[1.0], [3.0]]), particles)
+        tensor([2.])
+    """
+    weight = (f - baseline).detach().nan_to_num(neginf=0.0, posinf=0.0)
+    for score in moving_scores(particles):
+        f = f + weight * zero_with_gradient(score)
+    return particles.mean(f)
 
 
 def mean_penalty(penalty: Tensor, particles: Particles) -> Tensor:
@@ -96,14 +218,45 @@ def mean_penalty(penalty: Tensor, particles: Particles) -> Tensor:
         >>> mean_penalty(torch.ones(3, 2), pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={}))
         tensor([1., 1.])
     """
-    return (penalty + penalty.detach() * zero_with_gradient(particles.log_q_score)).mean(0)
+    return mean_with_score(penalty, particles)
 
 
-def zero_with_gradient(x: Tensor) -> Tensor:
-    """Return a zero whose gradient is that of x.
+def split_path(f: Tensor, particles: Particles, direct: Tensor, path: Tensor) -> Tensor:
+    """Return a zero with the gradient of f, weighed apart for parameters and for draws.
+
+    For f a function of parameters and of the draws, the gradient is::
+
+        sum_k direct_k (df_k / dparameters) + path_k (df_k / dz_k) (dz_k / dparameters)
+
+    It costs one more backward pass from f to the draws.
+
+    Args:
+        f: ``(K, B)``, such as the log-weights; f_k of a datum depends on its own k-th draws.
+        particles: those that it was computed from.
+        direct: weights ``(K, B)`` of the direct part.
+        path: weights ``(K, B)`` of the part through the draws.
+
+    Returns:
+        Zeros, ``(B,)``.
+
+    Raises:
+        ValueError: the guide enumerates a site.
 
     Example:
-        >>> zero_with_gradient(torch.tensor([2.0, 3.0]))
-        tensor([0., 0.])
+        >>> particles = pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={})
+        >>> split_path(particles.log_w, particles, torch.ones(2, 1), torch.ones(2, 1))
+        tensor([0.])
     """
-    return x - x.detach()
+    if particles.enumerated:
+        raise ValueError(
+            f"objective: the guide enumerates {', '.join(particles.enumerated)}, and this estimator tells draws apart, "
+            "not values; leave the site out of the guide and mark it in the model, which sums it out exactly"
+        )
+    surrogate = direct.detach() * zero_with_gradient(f)
+    draws = [value for value in particles.values.values() if value.requires_grad]
+    if draws and f.requires_grad:
+        slopes = torch.autograd.grad(f.sum(), draws, retain_graph=True, allow_unused=True)
+        for draw, slope in zip(draws, slopes, strict=True):
+            if slope is not None:
+                surrogate = surrogate + (path - direct).detach() * along(draw, slope)
+    return over_draws(surrogate)

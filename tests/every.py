@@ -1,0 +1,35 @@
+"""Every objective of the library, functions and modules, made for a pair of programs."""
+
+import torch
+from pyro import poutine
+
+import ppl_vae as pv
+from ppl_vae import contract, objectives
+
+NAMES = [*objectives.every(), *objectives.estimators()]
+
+
+def make(name, pair):
+    """Return an objective by name; estimators with networks get them in the pair's sizes."""
+    if name in objectives.every():
+        return objectives.every()[name]
+    latents = contract.latents(poutine.trace(pair.guide).get_trace(pair.data()))
+    options = {
+        "NVIL": {"x_dim": pair.data().shape[1]},
+        "RELAX": {site: pv.nets.MLP(latents[site]["value"].shape[-1], (), 1) for site in latents},
+        "EUBO": {"posterior": pair.guide},
+    }
+    torch.manual_seed(0)
+    return objectives.estimators()[name](**options.get(name, {})).double()
+
+
+def refusal(name, pair):
+    """Return why a pair cannot be trained so, by the kind of its sites; None where it can."""
+    sites = contract.latents(poutine.trace(pair.guide).get_trace(pair.data())).values()
+    if name == "dreg" and any(not site["fn"].has_rsample for site in sites):
+        return "dreg needs reparameterised sites"
+    return None
+
+
+def is_upper(name):
+    return {**objectives.every(), **objectives.estimators()}[name].facts.upper
