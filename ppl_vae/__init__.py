@@ -9,7 +9,8 @@ from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.interop import ELBO, registered
-from ppl_vae.particles import Particles
+from ppl_vae.laboratory import exact_gradient, gradient_statistics
+from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import Info, svi_step
 from ppl_vae.training import Fit, fit, restore
@@ -22,11 +23,14 @@ __all__ = [
     "Fit",
     "Info",
     "Particles",
+    "Path",
     "check",
     "data",
     "decode",
     "evaluate",
+    "exact_gradient",
     "fit",
+    "gradient_statistics",
     "nets",
     "objectives",
     "reconstruct",
