@@ -144,3 +144,17 @@ def test_a_linear_gaussian_model_trained_with_its_posterior_finds_the_data(model
 def test_exact_refuses_a_model_without_a_closed_form():
     with pytest.raises(TypeError, match=r"model: VAE has no method posterior\(x\).*learned guide"):
         Exact(VAE())
+
+
+def test_upper_bounds_are_what_their_docstrings_say():
+    torch.manual_seed(0)
+    model, guide = LinearGaussian(x_dim=6, z_dim=2).double(), Normal(x_dim=6, z_dim=2, hidden=(8,)).double()
+    x = draw(model, 1).expand(20_000, -1)
+    exact = model.log_px(x).detach()
+    with torch.no_grad():
+        one, few = (pv.weigh(model, guide, x, particles=k) for k in (1, 8))
+        eubo, _ = pv.objectives.EUBO(Exact(model)).estimate(model, guide, x, particles=1)
+    odds.assert_at_most(exact, eubo)  # from exact draws: above log p(x)
+    odds.assert_at_most(pv.objectives.cubo(one), exact)  # one particle: the ELBO, not an upper bound
+    odds.assert_at_most(pv.objectives.tvo(few), pv.objectives.iwae(few))
+    odds.assert_at_most(pv.objectives.iwae(few), pv.objectives.tvo_upper(few))

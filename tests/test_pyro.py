@@ -245,3 +245,21 @@ def test_pv_elbo_maximises_penalties_as_trace_elbo_does():
     x = torch.randn(4, dtype=torch.float64)
     theirs = Trace_ELBO(num_particles=3, **VECTORISED)
     assert_same(pv.ELBO(pv.objectives.elbo, 3), theirs, Penalised(), PenalisedGuide(), x)
+
+
+def test_vimco_trains_the_guide_of_a_belief_network_that_renyi_elbo_leaves_untouched():
+    """RenyiELBO gives a discrete guide a gradient of exactly zero at alpha = 0, so nothing would move."""
+    torch.manual_seed(0)
+    pair = pairs.make("sigmoid_belief_network", "bernoulli")
+    x = pair.data(20)
+    _, theirs = value_and_gradients(RenyiELBO(alpha=0, num_particles=5, **VECTORISED), pair.model, pair.guide, x)
+    _, ours = value_and_gradients(pv.ELBO(pv.objectives.vimco, 5), pair.model, pair.guide, x)
+    assert all(gradient.abs().max() == 0 for (program, _), gradient in theirs.items() if program == 1)
+    assert all(gradient.abs().max() > 0 for (program, _), gradient in ours.items() if program == 1)
+    before = pv.evaluate(pair.model, pair.guide, x, particles=200)
+    for parameter in pair.model.parameters():
+        parameter.requires_grad_(False)
+    pv.fit(pair.model, pair.guide, x, objective=pv.objectives.vimco, particles=5, epochs=150, batch_size=20)
+    after = pv.evaluate(pair.model, pair.guide, x, particles=200)
+    gaps = [float((e.log_px - e.elbo).mean()) for e in (before, after)]
+    assert gaps[1] < 0.7 * gaps[0]
