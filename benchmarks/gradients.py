@@ -99,7 +99,9 @@ def reparameterization(
             measure(1, steps, "step")
     for particles in (1, 2, 4) if quick else (1, 2, 4, 8, 16, 32):
         measure(particles, stops[-1], "particles")
-    show("Gradient variance, Gaussian VAE", rows, ["panel", "estimator", "step", "particles", "variance", "snr"])
+    guides = [row for row in rows if row["group"] == "guide"]
+    columns = ["panel", "estimator", "step", "particles", "variance", "snr"]
+    show("Variance of the guide's gradient, Gaussian VAE", guides, columns)
     save(out, "reparameterization", rows, drawings.reparameterization(rows))
 
 
@@ -202,10 +204,9 @@ def snr(
             objective = objectives.every()[name]
             found = gradient_statistics(model, guide, x.expand(copies, -1), objective, particles, draws, seed=seed)
             rows += [of_one_copy(row, copies) for row in measurements(found, estimator=name)]
-    slopes = fitted(rows, counts[-1] // 32)
-    show(
-        f"Slopes of log SNR against log K, K >= {counts[-1] // 32}", slopes, ["estimator", "group", "slope", "expected"]
-    )
+    smallest = counts[-1] // 32
+    slopes = fitted(rows, smallest)
+    show(f"Slopes of log SNR against log K, K >= {smallest}", slopes, ["estimator", "group", "slope", "expected"])
     save(out, "snr", rows, drawings.snr(rows, slopes))
 
 

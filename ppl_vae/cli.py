@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["app", "main"]
 
@@ -158,7 +159,7 @@ def listing(title: str, rows: dict[str, str]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # plain: brackets are no markup here
     console().print(table)
     console().print()
 

@@ -45,7 +45,7 @@ class Settings:
     eval_particles: int = 1000
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", objectives.every()), ("likelihood", LIKELIHOODS)):
+        for name, known in (("objective", OBJECTIVES), ("likelihood", LIKELIHOODS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
@@ -116,7 +116,7 @@ class Job:
             self.model,
             self.guide,
             self.splits,
-            objective=objectives.every()[s.objective],
+            objective=zoo.build(OBJECTIVES[s.objective], {"x_dim": self.x_dim}),
             particles=s.particles,
             epochs=s.epochs,
             batch_size=s.batch_size,
@@ -168,6 +168,7 @@ def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module
     return nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), x_dim), head())
 
 
+OBJECTIVES = objectives.every() | objectives.estimators()
 LIKELIHOODS = {
     "bernoulli": partial(_decoder, nets.ToBernoulli),
     "gaussian": partial(_decoder, nets.ToNormalOneScale),

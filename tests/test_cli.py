@@ -179,8 +179,18 @@ def test_version(monkeypatch, capsys):
 def test_list_shows_what_there_is(monkeypatch, capsys):
     assert run(monkeypatch, "list") == 0
     printed = capsys.readouterr().out
-    for name in ("linear_gaussian", "vae", "exact", "normal", "elbo", "iwae", "digits", "omniglot"):
+    for name in ("linear_gaussian", "vae", "exact", "normal", "elbo", "iwae", "NVIL", "digits", "omniglot"):
         assert name in printed
+    assert "[log w]" in printed  # not taken for markup
+
+
+def test_fit_takes_estimators_by_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    programs = ["--model", "sigmoid_belief_network", "--guide", "bernoulli"]
+    quick = ["--epochs", "1", "--eval-particles", "20", "--out", "run"]
+    assert run(monkeypatch, "fit", "--objective", "NVIL", *programs, *quick) == 0
+    assert "NVIL with K = 1" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +235,7 @@ WRONG = {
     ),
     "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are bernoulli, exact, normal"),
     "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
+    "an estimator that needs more": (["fit", "--objective", "EUBO"], "EUBO: its constructor needs posterior"),
     "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
     "unknown data": (["fit", "--data", "cifar"], "data set: unknown name 'cifar'"),
     "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected threshold, static, dynamic"),
