@@ -12,7 +12,8 @@ from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
-from ppl_vae.steps import Info, svi_step
+from ppl_vae.steps import svi_step
+from ppl_vae.svi import Info
 from ppl_vae.training import Fit, fit, restore
 from ppl_vae.weighing import weigh
 

@@ -17,6 +17,7 @@ from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
+from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
 from ppl_vae.tracing import first, paired_traces, trace_of_first
 from ppl_vae.weighing import weigh
 
@@ -83,7 +84,7 @@ def supports(model: Program, x: Any) -> bool:
     with undisturbed(Programs(model, model)), own_parameters(), torch.no_grad():
         trace = poutine.trace(model).get_trace(*batch)
     try:
-        contract.check_data_support(trace)
+        check_data_support(trace)
     except ContractError:
         return False
     return True
@@ -135,9 +136,9 @@ def check_structure(model: Program, guide: Program, batch: Batch) -> None:
     model_trace = _explained_trace(model, "model", batch)
     contract.check_roles(model_trace, guide_trace)
     contract.check_names(model_trace, guide_trace)
-    contract.check_pair_shapes(model_trace, guide_trace)
-    contract.check_densities(model_trace, guide_trace)
-    contract.check_supports(model_trace, guide_trace)
+    check_pair_shapes(model_trace, guide_trace)
+    check_densities(model_trace, guide_trace)
+    check_supports(model_trace, guide_trace)
 
 
 def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
@@ -178,7 +179,7 @@ def check_leading_axes(model: Program, guide: Program, batch: Batch) -> None:
             f"{str(error).splitlines()[0]}. Let networks act on the last axes only (those of ppl_vae.nets do), and "
             "index from the right (x.expand(*z.shape[:-1], -1) gives x the axes of z)"
         ) from error
-    contract.check_data_support(together[0])
+    check_data_support(together[0])
     model_trace, guide_trace = together
     drawn = contract.latents(guide_trace)
     _check_independence(guide, "guide", guide_trace, batch, drawn.keys() - set(enumerated_by(drawn)))

@@ -4,14 +4,11 @@ Each check raises a `ContractError` that names the site, what was found and the 
 traces only; `ppl_vae.checking` runs the programs.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from pyro import distributions as dist
 from torch import Size, Tensor
-from torch.distributions import constraints
 
 __all__ = ["DATA_PLATE", "PARTICLE_PLATE", "PENALTY", "ContractError"]
 
@@ -76,6 +73,18 @@ def is_marked(site: Site) -> bool:
     return bool(site["infer"].get("enumerate"))
 
 
+def innermost(fn: Any) -> Any:
+    """Return a distribution without its declared events and masks."""
+    while hasattr(fn, "base_dist") and isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def kind(fn: Any) -> str:
+    """Return a distribution's name, for messages."""
+    return type(innermost(fn)).__name__
+
+
 def check_names(model_trace: Any, guide_trace: Any) -> None:
     """Every latent has its guide site or is summed out, and every guide site has its latent."""
     wanted, drawn = latents(model_trace), latents(guide_trace)
@@ -107,7 +116,7 @@ def check_mark(name: str, site: Site) -> None:
         )
     if how and not site["fn"].has_enumerate_support:
         raise ContractError(
-            f"site '{name}' is marked for enumeration, but its distribution ({_kind(site['fn'])}, event shape "
+            f"site '{name}' is marked for enumeration, but its distribution ({kind(site['fn'])}, event shape "
             f"{tuple(site['fn'].event_shape)}) gives no finite list of values; remove the mark and draw it in the "
             "guide, or give each element of a discrete vector a site of its own"
         )
@@ -236,115 +245,3 @@ def check_batch_shape(name: str, site: Site, program: str, rows: int) -> None:
             f"{tuple(site['fn'].event_shape)}; everything right of the plate 'data' ({rows} rows) must be an event: "
             f"add .to_event({max(len(shape) - 1, 1)})"
         )
-
-
-def shared_latents(model_trace: Any, guide_trace: Any) -> list[tuple[str, Any, Any]]:
-    """Return name, prior and guide of each latent that the guide draws."""
-    drawn = latents(guide_trace)
-    return [(n, site["fn"], drawn[n]["fn"]) for n, site in latents(model_trace).items() if n in drawn]
-
-
-def check_pair_shapes(model_trace: Any, guide_trace: Any) -> None:
-    """A latent has one event shape and one support in both programs."""
-    for name, p, q in shared_latents(model_trace, guide_trace):
-        if p.event_shape != q.event_shape:
-            raise ContractError(
-                f"site '{name}' has event shape {tuple(p.event_shape)} in the model and {tuple(q.event_shape)} in the "
-                "guide; give both the same size and the same .to_event"
-            )
-
-
-def check_densities(model_trace: Any, guide_trace: Any) -> None:
-    """Neither the likelihood nor the guide is a point mass."""
-    for name, site in observed(model_trace).items():
-        if isinstance(_innermost(site["fn"]), dist.Delta):
-            raise ContractError(
-                f"site '{name}' is a deterministic likelihood (Delta), which has no density to weigh; give it noise, "
-                "such as a Normal, or leave it out with pyro.deterministic"
-            )
-    auxiliary = any(is_auxiliary(site) for site in latents(guide_trace).values())
-    for name, site in latents(guide_trace).items():
-        if isinstance(_innermost(site["fn"]), dist.Delta) and not auxiliary:
-            raise ContractError(
-                f"site '{name}' is a point mass (Delta) in the guide, which has no density to weigh; draw it from a "
-                "distribution, such as a Normal"
-            )
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and isinstance(fn, dist.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def check_supports(model_trace: Any, guide_trace: Any) -> None:
-    """What either program draws for a latent, the other gives a density.
-
-    A guide that reaches outside the prior's support has zero-weight particles; one that reaches
-    less than all of it gives a bound on the wrong model.
-    """
-    for name, p, q in shared_latents(model_trace, guide_trace):
-        same = _range(p.support) == _range(q.support)
-        if not (same and _supports(p, q.sample()) and _supports(q, p.sample())):
-            raise ContractError(
-                f"site '{name}' has support {p.support} in the model ({_kind(p)}) and {q.support} in the guide "
-                f"({_kind(q)}); choose a guide distribution with the model's support"
-            )
-
-
-def _range(support: Any) -> tuple[bool, float, float]:
-    """Return whether a support is discrete, and its bounds; draws alone may miss a difference."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    bounds = (0, 1) if support is constraints.boolean else (-math.inf, math.inf)
-    lower, upper = getattr(support, "lower_bound", bounds[0]), getattr(support, "upper_bound", bounds[1])
-    return support.is_discrete, float(torch.as_tensor(lower).min()), float(torch.as_tensor(upper).max())
-
-
-def _supports(fn: Any, value: Tensor) -> bool:
-    try:
-        return bool(fn.support.check(value).all())
-    except NotImplementedError:  # a distribution that does not state its support
-        return True
-
-
-def _kind(fn: Any) -> str:
-    return type(_innermost(fn)).__name__
-
-
-def check_data_support(model_trace: Any) -> None:
-    """The data lie where the likelihood has a density, wherever no mask covers them."""
-    for name, site in observed(model_trace).items():
-        fn, value = site["fn"], site["value"]
-        if not is_factor(site) and not _inside(fn, value, site["mask"]).all():
-            raise ContractError(
-                f"site '{name}': data from {value.min():.4g} to {value.max():.4g} are outside the support of the "
-                f"likelihood ({_kind(fn)}: {_innermost(fn).support}); {_repair(fn)}"
-            )
-
-
-def _inside(fn: Any, value: Tensor, mask: Tensor | bool | None) -> Tensor:
-    """Tell, element by element, where data are in the support or masked out."""
-    if isinstance(fn, dist.Independent):
-        return _inside(fn.base_dist, value, mask)
-    if isinstance(fn, dist.MaskedDistribution):
-        events = len(fn.event_shape)
-        return _masked_out(_inside(fn.base_dist, value, mask), fn._mask, events)
-    inside = fn.support.check(value)
-    return _masked_out(inside, mask, inside.dim() - mask.dim() if torch.is_tensor(mask) else 0)
-
-
-def _masked_out(inside: Tensor, mask: Tensor | bool | None, events: int) -> Tensor:
-    """Count as inside what a mask over the batch, with so many event axes to its right, covers."""
-    if torch.is_tensor(mask):
-        return inside | ~mask.reshape(mask.shape + (1,) * events)
-    return inside if mask in (None, True) else torch.ones_like(inside)
-
-
-def _repair(fn: Any) -> str:
-    if isinstance(_innermost(fn), dist.Bernoulli):
-        return (
-            "binarize them (pv.data.load(..., binarize='dynamic'), or transform=torch.bernoulli in pv.fit), or choose "
-            "a likelihood for grey values"
-        )
-    return "rescale the data or choose another likelihood"

@@ -15,7 +15,7 @@ from ppl_vae.estimation import estimate
 from ppl_vae.gradients import zero_with_gradient
 from ppl_vae.objectives.vocabulary import Objective, facts
 from ppl_vae.programs import Program, modules_of, program_name, pyros_parameters
-from ppl_vae.steps import check_options
+from ppl_vae.svi import check_options
 
 __all__ = ["ELBO", "registered"]
 

@@ -15,7 +15,7 @@ from ppl_vae.estimation import estimate
 from ppl_vae.listing import expected_bound
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, undisturbed
-from ppl_vae.steps import check_options
+from ppl_vae.svi import check_options
 
 __all__ = ["GradientStatistics", "GroupStatistics", "exact_gradient", "gradient_statistics"]
 

@@ -1,34 +1,18 @@
 """Steps: what one batch does to the parameters. The loop in `ppl_vae.training` drives any of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.batches import Batch, as_batch
-from ppl_vae.checking import check
-from ppl_vae.checking_objectives import check_objective
-from ppl_vae.estimation import estimate
-from ppl_vae.objectives import Objective, elbo, facts
-from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
+from ppl_vae.objectives import Objective, elbo
+from ppl_vae.programs import Program
+from ppl_vae.pyro_step import PyroStep, check_elbo
+from ppl_vae.svi import Info, SVIStep, check_options
 
-__all__ = ["Info", "SVIStep", "Step", "svi_step"]
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a step reports. Tensors of shape ``()`` that nobody has waited for.
-
-    Attributes:
-        bound: nats per datum, averaged over the batch; larger is better.
-        penalties: training penalties by name, averaged likewise; not part of the bound.
-    """
-
-    bound: Tensor
-    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+__all__ = ["Step", "svi_step"]
 
 
 class Step(Protocol):
@@ -45,82 +29,6 @@ class Step(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-
-
-class SVIStep:
-    """Stochastic variational inference: one gradient step on a bound. Made by `svi_step`."""
-
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        objective: Objective,
-        particles: int,
-        optimizer: torch.optim.Optimizer,
-    ):
-        self.model, self.guide = model, guide
-        self.objective, self.particles = objective, particles
-        self.optimizer = optimizer
-        self.programs = Programs(model, guide, objective)
-        self._checked = False
-
-    def prepare(self, x: Any) -> None:
-        """Hold programs, objective and optimizer to the contract on a first batch; change nothing."""
-        self._check_once(self._batch(x))
-
-    def __call__(self, x: Any) -> Info:
-        """Move the optimizer's parameters up the bound on one batch.
-
-        The first batch is held to the contract (see `ppl_vae.check`) before anything moves; later
-        ones run without Pyro's validation.
-        """
-        batch = self._batch(x)
-        self._check_once(batch)
-        with pyro.validation_enabled(False):
-            loss, info = self._loss(batch)
-            parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
-            # Gradients of these parameters alone, so that frozen ones gather none.
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        if hasattr(self.objective, "advance"):
-            self.objective.advance()
-        return info
-
-    def bound(self, x: Any) -> Tensor:
-        """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
-        bound = getattr(self.objective, "bound", None) or self.objective
-        with modes_and_buffers_kept(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
-            value, _ = estimate(bound, self.model, self.guide, self._batch(x), self.particles)
-            return value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return parameters, buffers and the optimizer's state."""
-        return {"programs": self.programs.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; the programs change only if all of it fits them."""
-        self.programs.load_state_dict(state["programs"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def _batch(self, x: Any) -> Batch:
-        return self.programs.on_device(as_batch(x))
-
-    def _check_once(self, batch: Batch) -> None:
-        if self._checked:
-            return
-        check(self.model, self.guide, batch)
-        self.programs.run_once(self.model, self.guide, batch)
-        check_optimizer(self.optimizer, self.programs, self.objective)
-        with undisturbed(self.programs):
-            check_objective(self.objective, self.model, self.guide, batch, self.particles)
-        self._checked = True
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, Info]:
-        found = estimate(self.objective, self.model, self.guide, batch, self.particles)
-        penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
-        return -found.surrogate.mean(), Info(found.value.mean(), penalties)
 
 
 def svi_step(
@@ -165,46 +73,7 @@ def svi_step(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch optimizer over the parameters of both, found {optimizer!r}")
     if isinstance(objective, pyro.infer.ELBO):
-        from ppl_vae.pyro_step import PyroStep, check_elbo  # it is made of this file's parts
-
         check_elbo(objective, particles, compile)
         return PyroStep(model, guide, objective, optimizer)
     check_options(objective, particles, compile)
     return SVIStep(model, guide, objective, particles, optimizer)
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
-    """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = programs.parameters()
-    if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
-        raise ValueError(
-            "optimizer: it holds no parameter of model or guide, so nothing would train; make it of "
-            "[*model.parameters(), *guide.parameters()]"
-        )
-    left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
-    if left_out:
-        raise ValueError(
-            f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
-        )
-    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
-    if facts(objective).upper and wrong:
-        raise ValueError(
-            f"optimizer: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
-            f"to make the data unlikely; it holds {', '.join(wrong[:3])}. Make the optimizer of guide.parameters()"
-        )
-
-
-def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002
-    """Raise if a step cannot be made with these: wrong types, too few particles, no compiler."""
-    if compile is True:
-        raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
-    if compile not in ("auto", False):
-        raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
-    if not callable(objective) or isinstance(objective, pyro.infer.ELBO):
-        raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
-    if not isinstance(particles, int) or particles < 1:
-        raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
-    known = facts(objective)
-    if particles < known.min_particles:
-        raise ValueError(f"particles: {known.name} needs at least {known.min_particles}, found {particles}")

@@ -21,7 +21,8 @@ from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo
-from ppl_vae.steps import Step, check_options, svi_step
+from ppl_vae.steps import Step, svi_step
+from ppl_vae.svi import check_options
 
 __all__ = ["Fit", "fit", "restore"]
 

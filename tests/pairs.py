@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import ppl_vae as pv
-from ppl_vae import contract, zoo
+from ppl_vae import contract, supports, zoo
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
@@ -50,7 +50,7 @@ def fits(model: str, guide: str) -> bool:
     if names[0] != names[1]:
         return False
     try:
-        contract.check_supports(*traces)
+        supports.check_supports(*traces)
     except pv.ContractError:
         return False
     return True

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "nets": set(),
     "particles": set(),
     "contract": set(),
+    "supports": {"contract"},
     "batches": set(),
     "diagnostics": set(),
     "gradients": set(),
