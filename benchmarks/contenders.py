@@ -85,6 +85,13 @@ CONTENDERS = {
     "ST-Gumbel": Contender(lambda n: objectives.StraightThroughGumbel(0.5)),
 }
 
+# By temperature.
+RELAXED = {
+    "Concrete": objectives.Concrete,
+    "ST-Gumbel": objectives.StraightThroughGumbel,
+    "REBAR": objectives.REBAR,
+}
+
 
 def own_parameters(objective: Any) -> list[nn.Parameter]:
     """Return the parameters of an objective that has some."""

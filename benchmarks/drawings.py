@@ -94,6 +94,33 @@ def _floor(axes: Axes, rows: Rows) -> list[tuple[str, str, float, float]]:
     return [("noise alone", GREY, max(row["particles"] for row in rows), height)]
 
 
+def temperature(rows: Rows) -> Figure:
+    """Draw bias and variance against temperature."""
+    figure, ((left, right),) = canvas(1, 2, 9.0, 3.8)
+    for axes, column in ((left, "bias"), (right, "variance")):
+        log_log(axes)
+        ends = []
+        for name in dict.fromkeys(row["estimator"] for row in rows):
+            x, y = series(rows, "temperature", column, estimator=name)
+            colour, dashes = STYLES[name]
+            if all(math.isnan(value) for value in y):
+                _, y = series(rows, "temperature", "resolution", estimator=name)
+                axes.plot(x, y, "v", color=colour, fillstyle="none", markersize=5)
+                ends.append((f"{name}\n(none seen,\nit is below)", colour, x[-1], y[-1]))
+                continue
+            axes.plot(x, y, "o", linestyle=dashes, color=colour, linewidth=1.8, markersize=4)
+            x, y = zip(*((a, b) for a, b in zip(x, y, strict=True) if not math.isnan(b)), strict=True)
+            ends.append((name, colour, x[-1], y[-1]))
+        axes.set(xlabel="temperature")
+        figure.draw_without_rendering()  # settles the limits
+        label_ends(axes, ends, gap=0.1)
+    lower, upper = left.get_ylim()
+    left.set_ylim(min(lower, 0.09), max(upper, 1.1))
+    left.set(ylabel="bias of the guide's gradient,\nby its length")
+    right.set(ylabel="variance of the guide's gradient\n(trace, nats² per datum)")
+    return figure
+
+
 def training(rows: Rows) -> Figure:
     """Draw the test ELBO against steps and seconds, a row of panels for each network."""
     networks = list(dict.fromkeys(row["network"] for row in rows))

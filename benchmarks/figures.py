@@ -40,7 +40,7 @@ STYLES = {
     "RELAX": (PINK, "-"),
     "Concrete": (GREEN, "--"),
     "StraightThrough": (BLACK, "--"),
-    "ST-Gumbel": (RED, "--"),
+    "ST-Gumbel": (ORANGE, "--"),
 }
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/gradients.py reparameterization
     python benchmarks/gradients.py estimators
+    python benchmarks/gradients.py temperature
     python benchmarks/gradients.py snr
     python benchmarks/gradients.py training --steps 500 --layers 1 --linear
 
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import drawings
 import torch
 import typer
-from contenders import CONTENDERS, Network, adapt, own_parameters
+from contenders import CONTENDERS, RELAXED, Network, adapt, own_parameters
 from figures import Rows, save, show
 from pyro import distributions as dist
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from ppl_vae import objectives
 from ppl_vae.guides.normal import Normal
-from ppl_vae.laboratory import GradientStatistics, gradient_statistics
+from ppl_vae.laboratory import GradientStatistics, exact_gradient, gradient_statistics
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.models.vae import VAE
 
@@ -57,7 +58,7 @@ def trained(
 ) -> Iterator[int]:
     """Train with Adam, and yield the number of steps after each."""
     parameters = [*model.parameters(), *guide.parameters()]
-    # Baselines follow the programs, so that they must be the faster ones.
+    # Control variates follow the programs, so that they must be the faster ones.
     own = {"params": own_parameters(objective), "lr": 10 * lr}
     optimizer = torch.optim.Adam([{"params": parameters}, own], lr=lr)
     step = pv.svi_step(model, guide, objective, particles, optimizer=optimizer)
@@ -135,26 +136,62 @@ def estimators(
         reference = references[contender.bound]
         exact = {n: g for group in reference.groups.values() for n, g in group.mean.items()}
         found = gradient_statistics(model, guide, x, objective, particles, draws, exact=exact, seed=seed)
-        rows += [row | bias(found, reference, row["group"]) for row in measurements(found, estimator=name)]
+        noise = {group: known.noise for group, known in reference.groups.items()}
+        rows += [row | bias(found, exact, row["group"], noise) for row in measurements(found, estimator=name)]
     title = f"Gradients at {BUDGET} evaluations of the model per datum, {network.title} (VIMCO: of L_{BUDGET})"
     show(title, rows, ["estimator", "group", "particles", "variance", "snr", "bias", "resolution", "milliseconds"])
     save(out, "estimators", rows, drawings.estimators(rows, BUDGET))
 
 
-def bias(found: GradientStatistics, reference: GradientStatistics, group: str) -> dict[str, float]:
+def bias(
+    found: GradientStatistics,
+    exact: Mapping[str, Tensor],
+    group: str,
+    noise_of_exact: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Return the length of the bias by that of the gradient, and the smallest that could be seen.
 
     The squared difference of two noisy means is the squared bias plus both noises, which are
     subtracted; two standard deviations of them are at most sqrt(8) times their sum.
     """
-    noise = found[group].noise ** 2 + reference[group].noise ** 2
-    length = math.sqrt(sum(float(mean.square().sum()) for mean in reference[group].mean.values()))
+    noise = found[group].noise ** 2 + (noise_of_exact or {}).get(group, 0.0) ** 2
+    length = math.sqrt(sum(float(exact[name].square().sum()) for name in found[group].mean))
     squared = found[group].bias ** 2 - noise
     seen = squared > math.sqrt(8) * noise
     return {
         "bias": math.sqrt(squared) / length if seen else math.nan,
         "resolution": math.sqrt(math.sqrt(8) * noise) / length,
     }
+
+
+@app.command()
+def temperature(
+    out: Out = RESULTS,
+    quick: Quick = False,
+    draws: Annotated[int, typer.Option(help="Gradients for each point.")] = 2000,
+    z_dim: Annotated[int, typer.Option(help="Binary latents; the exact gradient lists all their values.")] = 8,
+    warm_up: Annotated[
+        int, typer.Option(help="Training steps before; later the gradient is too small to see a bias.")
+    ] = 10,
+    seed: Seed = 0,
+) -> None:
+    """Bias and variance of relaxed gradients against their temperature, on a network small enough to list."""
+    data = images(quick)
+    network = Network(data.train.shape[1], 3 if quick else z_dim)
+    draws = 20 if quick else draws
+    model, guide = network.pair(seed)
+    list(trained(model, guide, objectives.rloo, BUDGET, batches(data.train, warm_up, 100, seed)))
+    x, rows = data.test[:20], []
+    exact = exact_gradient(model, guide, x)
+    for value in (0.1, 1.0) if quick else (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0):
+        for name, made in RELAXED.items():
+            found = gradient_statistics(model, guide, x, made(value), 1, draws, exact=exact, seed=seed)
+            known = {"estimator": name, "temperature": value}
+            rows += [row | bias(found, exact, row["group"]) for row in measurements(found, **known)]
+    guides = [row for row in rows if row["group"] == "guide"]
+    title = f"The guide's gradient, {network.z_dim} binary latents, K = 1"
+    show(title, guides, ["estimator", "temperature", "variance", "bias", "resolution"])
+    save(out, "temperature", rows, drawings.temperature(guides))
 
 
 class FixedScale(nn.Module):

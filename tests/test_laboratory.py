@@ -341,6 +341,7 @@ def benchmarks(monkeypatch):
     [
         (["reparameterization"], {"estimator", "group", "variance", "step", "particles"}),
         (["estimators"], {"estimator", "group", "variance", "bias", "milliseconds"}),
+        (["temperature"], {"estimator", "temperature", "variance", "bias"}),
         (["snr"], {"estimator", "group", "snr", "particles"}),
         (["training", "--layers", "2", "--linear"], {"network", "estimator", "seed", "step", "seconds", "elbo"}),
     ],

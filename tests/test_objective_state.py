@@ -1,5 +1,7 @@
 """Estimators with state: saved, resumed, advanced once an update; schedules."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from small import Bits, BitsGuide
@@ -56,6 +58,27 @@ def test_nvils_averages_move_with_every_batch_and_not_in_validation():
     assert step.objective.mean == mean
     step(X)
     assert step.objective.mean != mean
+
+
+class Raised(Bits):
+    """The bits with every log-weight raised by a constant."""
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
+            pyro.factor("level", torch.full_like(x, 500.0))
+
+
+def test_nvils_first_gradient_does_not_depend_on_the_level_of_the_bound():
+    def first_gradient(model):
+        torch.manual_seed(0)
+        guide, nvil = BitsGuide(), objectives.NVIL(x_dim=1, hidden=4).double()
+        torch.manual_seed(1)
+        surrogate = nvil.estimate(model, guide, X, 3).surrogate
+        return torch.cat([g.flatten() for g in torch.autograd.grad(surrogate.mean(), [*guide.parameters()])])
+
+    torch.testing.assert_close(first_gradient(Raised()), first_gradient(Bits()))
 
 
 def test_a_schedule_advances_once_an_update_and_validation_stands_at_its_end():

@@ -30,18 +30,21 @@ class NVIL(nn.Module):
 
     For sites drawn without reparameterisation (of any kind), others follow the path::
 
-        signal_k = (log w_k - C(x) - c) / max(1, sqrt(v))
+        signal_k = (log w_k - c) / s - C(x),    s = max(1, sqrt(v))
 
-    C is a network of the data, trained to predict log w; c and v are running mean and variance of
-    ``log w - C(x)`` over batches. Baselines leave the gradient unbiased; the division rescales the part
-    of it that goes through the score.
+    c and v are running mean and variance of log w over earlier batches, C a network of the data that
+    is trained to predict the rest. (In the paper C comes first; a network that predicts numbers of
+    order one learns as fast whatever the size of the data.) Baselines leave the gradient unbiased; the
+    division rescales the part of it that goes through the score. The first batch of a training has
+    no earlier ones and takes its own mean and variance: far off the mean, its gradient would fill an
+    optimizer's moments, and training would crawl until they have faded.
 
     Args:
         x_dim: elements of a datum x, the first tensor of a batch.
         hidden: width of the baseline's hidden layer.
         baseline: a network ``(B, ...) -> (B, 1)`` or ``(B,)`` of x, instead of the one that is made.
         decay: of the running mean and variance.
-        normalise: whether to divide by the running standard deviation.
+        normalise: whether the gradient is divided by s; else the signal is multiplied by it again.
 
     Reference: A. Mnih, K. Gregor, "Neural Variational Inference and Learning in Belief Networks",
     ICML 2014, https://arxiv.org/abs/1402.0030. (Without its signals local to a layer.)
@@ -59,6 +62,7 @@ class NVIL(nn.Module):
     bound = staticmethod(elbo)
     mean: Tensor
     variance: Tensor
+    started: Tensor
 
     def __init__(
         self,
@@ -74,30 +78,43 @@ class NVIL(nn.Module):
         self.decay, self.normalise = decay, normalise
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("variance", torch.zeros(()))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
         """Return the ELBO, ``(B,)``, and what to differentiate."""
         record = weigh(model, guide, batch, particles, linear=True)
         x = batch[0] if isinstance(batch, tuple) else batch
         earned = record.log_w + sum(record.penalties.values())
-        signal = earned.detach() - self.baseline(x).reshape(-1) - self.mean
-        weight = signal.detach() / self._scale()
+        mean, variance = self._moments(earned.detach())
+        scale = variance.sqrt().clamp_min(1.0)
+        signal = (earned.detach() - mean) / scale - self.baseline(x).reshape(-1)
+        weight = signal.detach() * (1.0 if self.normalise else scale)
         moving = earned
         for score in moving_scores(record):
             # One more cancels the zero-mean gradient of -log q in log w.
             moving = moving + (weight + 1) * zero_with_gradient(score)
         if self.training:
-            self._update(signal.detach())
+            self._update(earned.detach(), mean, variance)
         penalties = {name: record.mean(penalty).detach() for name, penalty in record.penalties.items()}
         surrogate = record.mean(moving) - record.mean(signal.square())
         return Estimate(self.bound(record).detach(), surrogate, penalties, record.scale)
 
-    def _scale(self) -> Tensor | float:
-        return self.variance.sqrt().clamp_min(1.0) if self.normalise else 1.0
+    def _moments(self, earned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance over earlier batches, or those of the first."""
+        if not self.training:
+            return self.mean, self.variance
+        mean, variance = _mean_and_variance(earned, self.mean)
+        return torch.where(self.started, self.mean, mean), torch.where(self.started, self.variance, variance)
 
     @torch.no_grad()
-    def _update(self, signal: Tensor) -> None:
+    def _update(self, earned: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Take this batch into the averages, for the batches after it."""
-        residual = signal + self.mean
-        self.variance.lerp_(residual.var(correction=0).to(self.variance), 1 - self.decay)
-        self.mean.lerp_(residual.mean().to(self.mean), 1 - self.decay)
+        for running, before, new in zip(
+            (self.mean, self.variance), (mean, variance), _mean_and_variance(earned, mean), strict=True
+        ):
+            running.copy_(before.lerp(new, 1 - self.decay))
+        self.started.fill_(True)
+
+
+def _mean_and_variance(earned: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    return earned.mean().to(like), earned.var(correction=0).to(like)
