@@ -1,18 +1,33 @@
 """Tensors that are zero and yet have a gradient: what surrogates are made of."""
 
+import torch
 from torch import Tensor
 
-__all__ = ["along", "zero_with_gradient"]
+__all__ = ["along", "gap", "zero_with_gradient"]
 
 
 def zero_with_gradient(x: Tensor) -> Tensor:
-    """Return a zero whose gradient is that of x.
+    """Return a zero whose gradient is that of x, and none where x is the log density of something impossible.
 
     Example:
-        >>> zero_with_gradient(torch.tensor([2.0, 3.0]))
+        >>> zero_with_gradient(torch.tensor([2.0, -torch.inf]))
         tensor([0., 0.])
     """
-    return x - x.detach()
+    possible = x.masked_fill(x.isneginf(), 0.0)
+    return possible - possible.detach()
+
+
+def gap(signal: Tensor, baseline: Tensor | float) -> Tensor:
+    """Return a learning signal less its baseline, without gradient, and zero where either is infinite.
+
+    An impossible draw then teaches its score nothing, and says so in the bound alone.
+
+    Example:
+        >>> gap(torch.tensor([3.0, -torch.inf]), 1.0)
+        tensor([2., 0.])
+    """
+    signal, baseline = signal.detach(), torch.as_tensor(baseline).detach()
+    return (signal - baseline).masked_fill(signal.isinf() | baseline.isinf(), 0.0)
 
 
 def along(draw: Tensor, slope: Tensor, axes: int = 2) -> Tensor:

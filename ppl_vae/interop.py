@@ -98,8 +98,8 @@ class ELBO(PyroELBO):
         with pyros_parameters():
             found = estimate(self.objective, model, guide, as_batch(args), self.num_particles)
         # The value is the bound's; a surrogate that only has a gradient is worth nothing.
-        worth = found.value + sum(found.penalties.values())
-        loss = worth if facts(self.objective).upper else -worth
+        cost = found.value if facts(self.objective).upper else -found.value
+        loss = cost - sum(found.penalties.values())
         return found.scale * (loss - zero_with_gradient(found.surrogate)).sum()
 
     def loss(self, model: Program, guide: Program, *args: Any) -> float:

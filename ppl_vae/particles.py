@@ -132,8 +132,8 @@ class Particles:
             >>> [len(group) for group in pv.Particles(log_p={"x": torch.zeros(6, 1)}, log_q={}).split(3)]
             [2, 2, 2]
         """
-        if groups < 1 or len(self) % groups:
-            raise ValueError(f"groups: {len(self)} particles cannot be split evenly into {groups} groups")
+        if not isinstance(groups, int) or groups < 1 or len(self) % groups:
+            raise ValueError(f"groups: {len(self)} particles cannot be split evenly into {groups!r} groups")
         size = len(self) // groups
 
         def part(tensors: Mapping[str, Tensor], start: int, axis: int = -2) -> dict[str, Tensor]:
@@ -162,6 +162,18 @@ def total(densities: Mapping[str, Tensor]) -> Tensor:
         torch.Size([3, 2])
     """
     return reduce(add, densities.values())
+
+
+def shares(log_w: Tensor, axis: int) -> Tensor:
+    """Return weights over their sum; where all are zero, equal ones.
+
+    Example:
+        >>> shares(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]), 0)
+        tensor([[1.0000, 0.5000],
+                [0.0000, 0.5000]])
+    """
+    none = log_w.isneginf().all(axis, keepdim=True)
+    return log_w.masked_fill(none, 0.0).softmax(axis)
 
 
 def finite_mass(log_q: Tensor) -> Tensor:

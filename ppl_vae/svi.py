@@ -135,9 +135,11 @@ def check_options(objective: Objective, particles: int, compile: bool | str) -> 
         raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
     if compile not in ("auto", False):
         raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
-    if not callable(objective) or isinstance(objective, pyro.infer.ELBO):
+    if isinstance(objective, type):
+        raise TypeError(f"objective: {objective.__name__} is a class; pass one made of it, {objective.__name__}(...)")
+    if (not callable(objective) and not hasattr(objective, "estimate")) or isinstance(objective, pyro.infer.ELBO):
         raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
-    if not isinstance(particles, int) or particles < 1:
+    if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     known = facts(objective)
     if particles < known.min_particles:

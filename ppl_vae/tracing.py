@@ -102,7 +102,7 @@ def scored_dream(model: Program, guide: Program, batch: Batch) -> Tensor:
     sites = dict(contract.sample_sites(dream))
     dreamt = list(batch)
     for name, site in sites.items():
-        if site["infer"].get("was_observed"):
+        if site["infer"].get("was_observed") and not contract.is_factor(site):
             dreamt[_place(name, site["infer"]["obs"], batch)] = site["value"]
     dreamt = [new.reshape(old.shape) for new, old in zip(dreamt, batch, strict=True)]
     latents = {name: site["value"] for name, site in sites.items() if not site["infer"].get("was_observed")}

@@ -104,7 +104,7 @@ def weigh(
         scale=_common_scale(model_trace, guide_trace),
         enumerated=enumerated_by(guide_sites),
         summed=_summed(model_trace, guide_trace),
-        kl=_closed_kl(model_trace, guide_trace, log_p, shape) if kl else {},
+        kl=_closed_kl(model_trace, guide_trace, log_p, log_q) if kl else {},
         path=path,
     )
 
@@ -254,7 +254,9 @@ def _axes(drawn: Site, density: Tensor, name: str) -> int:
     return axes
 
 
-def _closed_kl(model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], shape: Size) -> dict[str, Tensor]:
+def _closed_kl(
+    model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return KL(q || p) of each latent that torch or Pyro know in closed form."""
     contract.check_order(model_trace, guide_trace)
     p_sites, q_sites = contract.latents(model_trace), contract.latents(guide_trace)
@@ -267,5 +269,12 @@ def _closed_kl(model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], 
             divergence = kl_divergence(q["fn"], p_sites[name]["fn"])
         except NotImplementedError:
             continue
-        found[name] = expanded(scale_and_mask(divergence, 1.0, q["mask"]), shape)
+        covered = scale_and_mask(divergence, 1.0, q["mask"])
+        # Where one program alone masks the site, what is left of the two densities is no divergence.
+        agree = _mask(p_sites[name]) == _mask(q)
+        found[name] = torch.where(agree, covered, log_q[name] - log_p[name])
     return found
+
+
+def _mask(site: Site) -> Tensor:
+    return torch.as_tensor(True if site["mask"] is None else site["mask"])

@@ -13,14 +13,20 @@ def make(name, pair):
     """Return an objective by name; estimators with networks get them in the pair's sizes."""
     if name in objectives.every():
         return objectives.every()[name]
-    latents = contract.latents(poutine.trace(pair.guide).get_trace(pair.data()))
     options = {
         "NVIL": {"x_dim": pair.data().shape[1]},
-        "RELAX": {site: pv.nets.MLP(latents[site]["value"].shape[-1], (), 1) for site in latents},
+        "RELAX": networks(pair.guide, pair.data()),
         "EUBO": {"posterior": pair.guide},
     }
     torch.manual_seed(0)
     return objectives.estimators()[name](**options.get(name, {})).double()
+
+
+def networks(guide, x):
+    """Return a small network for each discrete site of a guide."""
+    latents = contract.latents(poutine.trace(guide).get_trace(x))
+    discrete = {name: site["value"] for name, site in latents.items() if not site["fn"].has_rsample}
+    return {name: pv.nets.MLP(value.shape[-1], (4,), 1) for name, value in discrete.items()}
 
 
 def refusal(name, pair):

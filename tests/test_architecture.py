@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "estimation": {"objectives", "particles", "programs", "weighing"},
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
-BOUNDS = {"vocabulary", "bounds", "discrete", "parts", "paths", "weighted", "schedules", "relaxations"}
+BOUNDS = {"vocabulary", "bounds", "discrete", "parts", "paths", "weighted", "schedules", "relaxations", "options"}
 ESTIMATORS = {"antithetic", "drawing", "drawn_elsewhere", "muprop", "nvil", "rebar", "relaxed"}
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles"} for name in BOUNDS}
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "weighing"} for name in ESTIMATORS}

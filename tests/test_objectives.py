@@ -293,7 +293,7 @@ def test_objectives_refuse_particles_weighed_for_another():
 @pytest.mark.parametrize(
     ("bound", "message"),
     [
-        (partial(objectives.cubo, n=0.5), "n: expected at least 1"),
+        (partial(objectives.cubo, n=0.5), "n: expected a finite number of at least 1"),
         (partial(objectives.ciwae, beta=1.5), "beta: expected a weight from 0 to 1"),
         (partial(objectives.tvo, betas=(0.0, 0.5)), "betas: expected numbers that rise from 0 to 1"),
         (partial(objectives.tvo, betas=(0.0, 0.7, 0.5, 1.0)), "betas: expected numbers that rise from 0 to 1"),

@@ -89,7 +89,7 @@ class DisARM(ARM):
 
     Reference: Z. Dong, A. Mnih, G. Tucker, "DisARM: An Antithetic Gradient Estimator for Binary
     Latent Variables", NeurIPS 2020, https://arxiv.org/abs/2006.10680; also M. Yin, N. Ho, B. Yan,
-    X. Qian, M. Zhou, "Probabilistic Best Subset Selection by Gradient-Based Optimization" 2020, as U2G.
+    X. Qian, M. Zhou, "Probabilistic Best Subset Selection via Gradient-Based Optimization" 2020, as U2G.
 
     Example:
         >>> from ppl_vae.models.sigmoid_belief_network import SigmoidBeliefNetwork

@@ -1,10 +1,12 @@
 """Bounds on log p(x), computed from the log-weights alone."""
 
-from math import isinf
+from math import inf, isinf
 
+import torch
 from torch import Tensor
 
 from ppl_vae.objectives.discrete import log_mean_of_others
+from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
 from ppl_vae.particles import Particles
 
@@ -94,7 +96,7 @@ def renyi(particles: Particles, alpha: float = 0.5) -> Tensor:
 
     Args:
         particles: any K >= 1.
-        alpha: the order.
+        alpha: the order, a number.
 
     Returns:
         Nats per datum, ``(B,)``.
@@ -106,13 +108,34 @@ def renyi(particles: Particles, alpha: float = 0.5) -> Tensor:
         >>> renyi(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}), alpha=-1.0)
         tensor([-2.])
     """
-    if alpha == 1:
+    checked("alpha", alpha, "a number", lambda a: True)
+    if not isinstance(alpha, Tensor) and alpha == 1:
         return elbo(particles)
+    return with_score(power_mean(particles, 1 - alpha), particles)
+
+
+def power_mean(particles: Particles, power: float | Tensor) -> Tensor:
+    """Return ``log sum_k m w_k^power / power``, ``(B,)``, exactly also where the power is almost zero.
+
+    There the logarithm is almost zero too, and its digits would be lost in the division; so that
+    the weights are taken around their centre, by the functions that are exact about zero.
+
+    Example:
+        >>> power_mean(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-4.0]])}, log_q={}), 1e-9)
+        tensor([-3.])
+    """
     log_w = particles.log_w
-    if isinf(alpha):
-        extreme = log_w.flatten(0, -2).amax(0) if alpha < 0 else log_w.flatten(0, -2).amin(0)
-        return with_score(extreme, particles)
-    return with_score(particles.log_mean((1 - alpha) * log_w) / (1 - alpha), particles)
+    if not isinstance(power, Tensor) and isinf(power):
+        flat = log_w.flatten(0, -2)
+        return flat.amax(0) if power > 0 else flat.amin(0)
+    power = torch.as_tensor(power, dtype=log_w.dtype, device=log_w.device)
+    power = torch.where(power == 0, torch.finfo(log_w.dtype).eps, power)
+    centre = log_w.detach().nan_to_num(neginf=0.0, nan=torch.nan).flatten(0, -2).mean(0)
+    u = power * (log_w - centre)
+    small = u.detach().abs().flatten(0, -2).amax(0) < 0.5
+    near = particles.mean(u.masked_fill(~small, 0.0).expm1()).log1p()
+    far = particles.log_mean(u)
+    return centre + torch.where(small, near, far) / power
 
 
 @objective(
@@ -132,8 +155,12 @@ def cubo(particles: Particles, n: float = 2.0) -> Tensor:
     not an upper bound on log p(x): by Jensen's inequality it lies below CUBO_n in expectation, with
     one particle at the ELBO. It approaches CUBO_n as K grows.
 
-    It is made small, which fits the guide. A model trained on an upper bound would learn to make the
-    data unlikely, so a step refuses an optimizer that holds the model's parameters.
+    It is made small, which fits the guide, **given many particles**. With few, or with a guide narrower
+    than the posterior, what lies between estimate and CUBO_n is most of it, and making the estimate
+    small drives the guide away from the posterior: with K = 1 it is the ELBO that would be made small.
+    A step warns when the effective sample size of its first batch is below 10; look at the ELBO
+    beside. A model trained on an upper bound would learn to make the data unlikely, so a step refuses
+    an optimizer that holds the model's parameters.
 
     Args:
         particles: any K >= 1.
@@ -152,8 +179,7 @@ def cubo(particles: Particles, n: float = 2.0) -> Tensor:
         >>> cubo(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
         tensor([-2.])
     """
-    if n < 1:
-        raise ValueError(f"n: expected at least 1, found {n}; below it the moment is no upper bound (see renyi)")
+    checked("n", n, "a finite number of at least 1 (below it the moment is no upper bound)", lambda n: 1 <= n < inf)
     return with_score(particles.log_mean(n * particles.log_w) / n, particles)
 
 
@@ -218,8 +244,7 @@ def ciwae(particles: Particles, beta: float = 0.5) -> Tensor:
         >>> ciwae(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
         tensor([-2.])
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta: expected a weight from 0 to 1, found {beta}")
+    checked("beta", beta, "a weight from 0 to 1", lambda b: 0 <= b <= 1)
     return beta * elbo(particles) + (1 - beta) * iwae(particles)
 
 

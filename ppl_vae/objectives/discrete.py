@@ -5,6 +5,8 @@ from math import log
 import torch
 from torch import Tensor
 
+from ppl_vae.gradients import gap
+from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_signal
 from ppl_vae.particles import Particles
 
@@ -66,8 +68,9 @@ def rloo(particles: Particles) -> Tensor:
         tensor([-3.])
     """
     log_w = particles.log_w
+    # Averaged over what the guide enumerates below a draw, since that has a mass made of the draw.
     # As in elbo, one less cancels the zero-mean gradient of -log q in log_w.
-    return mean_with_score(log_w, particles, baseline=mean_of_others(log_w) - 1)
+    return mean_with_score(log_w, particles, baseline=mean_of_others(particles.per_draw(log_w)) - 1)
 
 
 @objective(
@@ -150,6 +153,9 @@ def ovis(particles: Particles, gamma: float = 1.0) -> Tensor:
     Returns:
         Nats per datum, ``(B,)``: the value is that of `iwae`.
 
+    Raises:
+        ValueError: gamma is outside [0, 1].
+
     Reference: V. Liévin, A. Dittadi, A. Christensen, O. Winther, "Optimal Variance Control of the
     Score Function Gradient Estimator for Importance Weighted Bounds", NeurIPS 2020,
     https://arxiv.org/abs/2008.01998.
@@ -158,6 +164,7 @@ def ovis(particles: Particles, gamma: float = 1.0) -> Tensor:
         >>> ovis(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
         tensor([-2.])
     """
+    checked("gamma", gamma, "a number from 0 to 1", lambda g: 0 <= g <= 1)
     k = len(particles)
     baseline = log_mean_of_others(particles.log_per_draw(particles.log_w).detach())
     return _leaving_one_out(particles, baseline + gamma * log(1 - 1 / k))
@@ -166,7 +173,7 @@ def ovis(particles: Particles, gamma: float = 1.0) -> Tensor:
 def _leaving_one_out(particles: Particles, baseline: Tensor) -> Tensor:
     """Return `iwae` with a baseline for each draw, ``(K, B)``, that the draw has no part in."""
     bound = particles.log_mean(particles.log_w)
-    return with_signal(bound, particles, bound.detach() - baseline)
+    return with_signal(bound, particles, gap(bound, baseline))
 
 
 def mean_of_others(f: Tensor) -> Tensor:
@@ -178,7 +185,11 @@ def mean_of_others(f: Tensor) -> Tensor:
                 [3.],
                 [2.]])
     """
-    return (f.sum(-2, keepdim=True) - f) / (f.shape[-2] - 1)
+    impossible = f.isneginf()
+    possible = f.masked_fill(impossible, 0.0)
+    mean = (possible.sum(-2, keepdim=True) - possible) / (f.shape[-2] - 1)
+    # Infinite for all but a draw that is the only impossible one: subtracting it would give nan.
+    return mean.masked_fill(impossible.sum(-2, keepdim=True) > impossible.int(), -torch.inf)
 
 
 def log_mean_of_others(log_f: Tensor) -> Tensor:

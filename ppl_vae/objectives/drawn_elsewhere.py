@@ -1,11 +1,13 @@
 """Objectives that draw from other programs than the guide: wake-sleep's dreams, exact posteriors."""
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import nn
 
 from ppl_vae.objectives.bounds import elbo, iwae
+from ppl_vae.objectives.options import checked, positive
 from ppl_vae.objectives.vocabulary import Estimate, mean_penalty, objective
 from ppl_vae.objectives.weighted import wake
 from ppl_vae.particles import Path
@@ -31,8 +33,11 @@ class WakeSleep(nn.Module):
     algorithm. The guide's gradient is not that of the value.
 
     Args:
-        wake: weight of wake-phi.
-        sleep: weight of sleep-phi.
+        wake: weight of wake-phi, at least 0.
+        sleep: weight of sleep-phi, at least 0.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or both are zero.
 
     Reference: G. Hinton, P. Dayan, B. Frey, R. Neal, "The Wake-Sleep Algorithm for Unsupervised Neural
     Networks", Science 1995, https://doi.org/10.1126/science.7761831; J. Bornschein, Y. Bengio,
@@ -52,6 +57,9 @@ class WakeSleep(nn.Module):
 
     def __init__(self, wake: float = 0.5, sleep: float = 0.5):
         super().__init__()
+        for name, weight in (("wake", wake), ("sleep", sleep)):
+            checked(name, weight, "a finite number of at least 0", lambda w: 0 <= w < inf)
+        checked("wake, sleep", wake + sleep, "one above 0, or the guide learns nothing", positive)
         self.wake, self.sleep = wake, sleep
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
@@ -73,7 +81,7 @@ class WakeSleep(nn.Module):
 
 @objective(
     formula="sum_k m log w_k, z_k from the posterior",
-    reference="J. Domke, D. Sheldon 2018, arXiv:1808.09034; G. Ji, H. Shen 2019, arXiv:1911.06421",
+    reference="J. Domke, D. Sheldon 2018, arXiv:1808.09034; C. Ji, H. Shen 2019, arXiv:1912.00650",
     linear=True,
     upper=True,
 )
@@ -108,6 +116,8 @@ class EUBO(nn.Module):
 
     def __init__(self, posterior: Any):
         super().__init__()
+        if not callable(posterior):
+            raise TypeError(f"posterior: expected a guide that draws from the exact posterior, found {posterior!r}")
         self._posterior = (posterior,)  # in a tuple: its parameters are not ours to train
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
@@ -116,4 +126,7 @@ class EUBO(nn.Module):
             exact = weigh(model, self._posterior[0], batch, particles, linear=True).values
         record = weigh(model, guide, batch, particles, linear=True, draw=lambda name, fn: exact[name])
         value = elbo(record)
-        return Estimate(value.detach(), value, scale=record.scale)
+        penalties = {name: mean_penalty(penalty, record) for name, penalty in record.penalties.items()}
+        detached = {name: penalty.detach() for name, penalty in penalties.items()}
+        # Its sign is turned with that of the bound: what is added to an upper bound is made small.
+        return Estimate(value.detach(), value - sum(penalties.values()), detached, record.scale)

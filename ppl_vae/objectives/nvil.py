@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.gradients import zero_with_gradient
+from ppl_vae.gradients import gap, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo
+from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import Estimate, moving_scores, objective
 from ppl_vae.weighing import weigh
 
@@ -16,8 +17,18 @@ __all__ = ["NVIL"]
 class _Rows(nn.Module):
     """Flatten each datum, numbers without an axis of their own too."""
 
+    def __init__(self, x_dim: int):
+        super().__init__()
+        self.x_dim = x_dim
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1)
+        rows = x.reshape(x.shape[0], -1)
+        if rows.shape[1] != self.x_dim:
+            raise ValueError(
+                f"objective: NVIL's baseline takes {self.x_dim} elements, found {rows.shape[1]} in a datum; make it "
+                f"NVIL(x_dim={rows.shape[1]})"
+            )
+        return rows
 
 
 @objective(
@@ -43,8 +54,11 @@ class NVIL(nn.Module):
         x_dim: elements of a datum x, the first tensor of a batch.
         hidden: width of the baseline's hidden layer.
         baseline: a network ``(B, ...) -> (B, 1)`` or ``(B,)`` of x, instead of the one that is made.
-        decay: of the running mean and variance.
+        decay: of the running mean and variance, from 0 to 1.
         normalise: whether the gradient is divided by s; else the signal is multiplied by it again.
+
+    Raises:
+        ValueError: decay is outside [0, 1); x has another number of elements than the baseline takes.
 
     Reference: A. Mnih, K. Gregor, "Neural Variational Inference and Learning in Belief Networks",
     ICML 2014, https://arxiv.org/abs/1402.0030. (Without its signals local to a layer.)
@@ -73,7 +87,8 @@ class NVIL(nn.Module):
         normalise: bool = True,
     ):
         super().__init__()
-        made = nn.Sequential(_Rows(), nn.Linear(x_dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        checked("decay", decay, "a number from 0 to 1, 1 excluded", lambda d: 0 <= d < 1)
+        made = nn.Sequential(_Rows(x_dim), nn.Linear(x_dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.baseline = made if baseline is None else baseline
         self.decay, self.normalise = decay, normalise
         self.register_buffer("mean", torch.zeros(()))
@@ -85,19 +100,32 @@ class NVIL(nn.Module):
         record = weigh(model, guide, batch, particles, linear=True)
         x = batch[0] if isinstance(batch, tuple) else batch
         earned = record.log_w + sum(record.penalties.values())
-        mean, variance = self._moments(earned.detach())
+        per_draw = record.per_draw(earned).detach()
+        mean, variance = self._moments(per_draw)
         scale = variance.sqrt().clamp_min(1.0)
-        signal = (earned.detach() - mean) / scale - self.baseline(x).reshape(-1)
-        weight = signal.detach() * (1.0 if self.normalise else scale)
+        predicted = self._predicted(x)
+        residual = gap(per_draw, mean) / scale - predicted
+        # Values that the guide enumerates have signals of their own, around the baseline of their draw.
+        signal = gap(earned, mean) / scale - predicted.detach()
+        weight = signal * (1.0 if self.normalise else scale)
         moving = earned
         for score in moving_scores(record):
             # One more cancels the zero-mean gradient of -log q in log w.
             moving = moving + (weight + 1) * zero_with_gradient(score)
         if self.training:
-            self._update(earned.detach(), mean, variance)
+            self._update(per_draw, mean, variance)
         penalties = {name: record.mean(penalty).detach() for name, penalty in record.penalties.items()}
-        surrogate = record.mean(moving) - record.mean(signal.square())
+        surrogate = record.mean(moving) - residual.square().mean(0)
         return Estimate(self.bound(record).detach(), surrogate, penalties, record.scale)
+
+    def _predicted(self, x: Tensor) -> Tensor:
+        predicted = self.baseline(x)
+        if predicted.shape not in ((len(x),), (len(x), 1)):
+            raise ValueError(
+                f"baseline: expected one number per datum, shape ({len(x)},) or ({len(x)}, 1), found "
+                f"{tuple(predicted.shape)}; let its last layer have one output"
+            )
+        return predicted.reshape(-1)
 
     def _moments(self, earned: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance over earlier batches, or those of the first."""
@@ -117,4 +145,9 @@ class NVIL(nn.Module):
 
 
 def _mean_and_variance(earned: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    return earned.mean().to(like), earned.var(correction=0).to(like)
+    """Over what is finite: one impossible draw must not undo the averages."""
+    possible = earned.isfinite()
+    count = possible.sum().clamp_min(1)
+    mean = earned.masked_fill(~possible, 0.0).sum() / count
+    variance = (earned - mean).masked_fill(~possible, 0.0).square().sum() / count
+    return mean.to(like), variance.to(like)

@@ -1,7 +1,10 @@
 """The ELBO taken apart: reconstruction and the divergence of each latent."""
 
+from math import inf
+
 from torch import Tensor
 
+from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
 from ppl_vae.particles import Particles, total
 
@@ -111,13 +114,13 @@ def beta_elbo(particles: Particles, beta: float | Tensor = 1.0) -> Tensor:
 
     Args:
         particles: any K >= 1.
-        beta: weight of the divergences.
+        beta: weight of the divergences, at least 0.
 
     Returns:
         Nats per datum, ``(B,)``.
 
     Raises:
-        ValueError: reconstruction and divergence cannot be told apart (see `parts`).
+        ValueError: beta is negative; reconstruction and divergence cannot be told apart (see `parts`).
 
     Reference: I. Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained
     Variational Framework", ICLR 2017, https://openreview.net/forum?id=Sy2fzU9gl.
@@ -126,6 +129,7 @@ def beta_elbo(particles: Particles, beta: float | Tensor = 1.0) -> Tensor:
         >>> beta_elbo(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-4.0]])}, log_q={}), beta=4.0)
         tensor([-3.])
     """
+    checked("beta", beta, "a finite number of at least 0", lambda b: 0 <= b < inf)
     reconstruction, divergences = parts(particles)
     return mean_with_score(reconstruction - beta * sum(divergences.values()), particles, baseline=-beta)
 
@@ -141,8 +145,9 @@ def free_bits(particles: Particles, floor: float | Tensor = 0.0) -> Tensor:
 
         L = E_q[log p(x | z)] - sum_i max(floor, E_q[log q(z_i | x) - log p(z_i)])
 
-    It lies below the ELBO. The inner mean is over the particles, so that more of them make the floor
-    sharper.
+    It lies below the ELBO. The inner mean is over the particles: a divergence that one draw makes small
+    or negative by chance is lifted to the floor, to zero too, so that ``floor=0`` is the ELBO only as
+    K grows. More particles make the floor sharper.
 
     Args:
         particles: any K >= 1.
@@ -152,7 +157,7 @@ def free_bits(particles: Particles, floor: float | Tensor = 0.0) -> Tensor:
         Nats per datum, ``(B,)``.
 
     Raises:
-        ValueError: reconstruction and divergence cannot be told apart (see `parts`).
+        ValueError: floor is negative; reconstruction and divergence cannot be told apart (see `parts`).
 
     Reference: D. P. Kingma, T. Salimans, R. Jozefowicz, X. Chen, I. Sutskever, M. Welling, "Improving
     Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016, appendix C.8,
@@ -164,6 +169,7 @@ def free_bits(particles: Particles, floor: float | Tensor = 0.0) -> Tensor:
         >>> free_bits(particles, floor=0.5)
         tensor([-0.5000, -0.5000])
     """
+    checked("floor", floor, "a finite number of at least 0, in nats", lambda f: 0 <= f < inf)
     reconstruction, divergences = parts(particles)
     costs = sum(particles.mean(divergence).clamp_min(floor) for divergence in divergences.values())
     return with_score(particles.mean(reconstruction) - costs, particles)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.gradients import zero_with_gradient
-from ppl_vae.objectives.bounds import elbo, iwae
+from ppl_vae.objectives.bounds import elbo, iwae, power_mean
+from ppl_vae.objectives.options import checked, finite
 from ppl_vae.objectives.vocabulary import objective, over_draws, split_path, with_signal
-from ppl_vae.particles import Particles, Path, total
+from ppl_vae.particles import Particles, Path, shares, total
 
 __all__ = ["dreg", "piwae", "score_function", "stl"]
 
@@ -113,6 +114,7 @@ def dreg(particles: Particles, alpha: float = 0.0) -> Tensor:
         >>> dreg(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-2.0]])}, log_q={}))
         tensor([-2.])
     """
+    checked("alpha", alpha, "a finite number", finite)
     require(particles, Path.STOPPED)
     if particles.score:
         raise ValueError(
@@ -120,9 +122,9 @@ def dreg(particles: Particles, alpha: float = 0.0) -> Tensor:
             "needs; use vimco, or sum the site out by enumeration"
         )
     log_w = particles.log_w
-    weights = ((1 - alpha) * log_w).softmax(-2)
-    value = log_w.mean(0) if alpha == 1 else particles.log_mean((1 - alpha) * log_w) / (1 - alpha)
-    return value.detach() + split_path(log_w, particles, weights, alpha * weights + (1 - alpha) * weights.square())
+    weights = shares((1 - alpha) * log_w, -2)
+    value = power_mean(particles, 1 - alpha).detach()
+    return value + split_path(log_w, particles, weights, alpha * weights + (1 - alpha) * weights.square())
 
 
 @objective(
@@ -161,9 +163,9 @@ def piwae(particles: Particles, groups: int = 1) -> Tensor:
     """
     signal = miwae_signal(particles, groups)
     log_w = particles.log_w.detach()
-    by_group = log_w.unflatten(-2, (groups, -1)).softmax(-2).flatten(-3, -2) / groups
+    by_group = shares(log_w.unflatten(-2, (groups, -1)), -2).flatten(-3, -2) / groups
     value = particles.log_mean(log_w).detach()
-    value = value + split_path(total(particles.log_p), particles, log_w.softmax(-2), by_group)
+    value = value + split_path(total(particles.log_p), particles, shares(log_w, -2), by_group)
     if particles.log_q:
         value = value - over_draws(by_group * zero_with_gradient(total(particles.log_q)))
     return with_signal(value, particles, signal)

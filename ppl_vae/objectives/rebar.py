@@ -1,5 +1,6 @@
 """REBAR and RELAX: control variates from a relaxation, conditioned on the draw."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ppl_vae.gradients import along, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Hard, earnings, estimate_elbo, following, relaxed_from
+from ppl_vae.objectives.options import checked, finite, positive
 from ppl_vae.objectives.relaxations import Variable
 from ppl_vae.objectives.vocabulary import Estimate, objective
 from ppl_vae.particles import Particles
@@ -55,8 +57,8 @@ class REBAR(nn.Module):
 
     def __init__(self, temperature: float = 0.5, scale: float = 1.0):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: expected a positive number, found {temperature}")
+        checked("temperature", temperature, "a positive number", positive)
+        checked("scale", scale, "a finite number", finite)
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
@@ -68,6 +70,7 @@ class REBAR(nn.Module):
         """
 
         def slopes(drawn: Hard, record: Particles, earned: Tensor) -> Tensor:
+            self.check_sites(drawn.variables)
             surrogate, squares = torch.zeros_like(earned), torch.zeros_like(earned)
             for name, site in drawn.variables.items():
                 if not site.logits.requires_grad:
@@ -78,6 +81,9 @@ class REBAR(nn.Module):
             return surrogate - self._own(squares.mean())
 
         return estimate_elbo(model, guide, batch, particles, slopes)
+
+    def check_sites(self, sites: Mapping[str, Variable]) -> None:
+        """Raise if the discrete sites are not those that this estimator was made for."""
 
     def control(self, name: str, latent: Tensor, earned: Tensor) -> Tensor:
         """Return the control variate, ``(K, B)``, at a site's latent, where the relaxation earns so much."""
@@ -149,15 +155,32 @@ class RELAX(REBAR):
 
     def __init__(self, temperature: float = 0.5, scale: float = 1.0, **networks: nn.Module):
         super().__init__(temperature, scale)
+        for name, network in networks.items():
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"{name}: expected a network, (..., z_dim) -> (..., 1), found {network!r}")
         self.networks = nn.ModuleDict(networks)
+
+    def check_sites(self, sites: Mapping[str, Variable]) -> None:
+        """Raise if there is not one network for each discrete site."""
+        found = ", ".join(self.networks) or "none"
+        for name, site in sites.items():
+            if name not in self.networks:
+                raise ValueError(
+                    f"objective: RELAX has no network for site '{name}' (it has {found}); pass one from its size to 1, "
+                    f"RELAX({name}=nets.MLP({site.logits.shape[-1]}, (100,), 1)), or use REBAR"
+                )
+        if strange := [name for name in self.networks if name not in sites]:
+            raise ValueError(
+                f"objective: RELAX has a network for '{strange[0]}', which is no discrete site of the guide (those are "
+                f"{', '.join(sites) or 'none'}); leave it out"
+            )
 
     def control(self, name: str, latent: Tensor, earned: Tensor) -> Tensor:
         """Return the control variate, ``(K, B)``, at a site's latent, where the relaxation earns so much."""
-        if name not in self.networks:
-            found = ", ".join(self.networks) or "none"
+        found = self.networks[name](latent)
+        if found.shape not in (earned.shape, (*earned.shape, 1)):
             raise ValueError(
-                f"objective: RELAX has no network for site '{name}' (it has {found}); pass one from its size to 1, "
-                f"RELAX({name}=nets.MLP({latent.shape[-1]}, (100,), 1)), or use REBAR"
+                f"objective: RELAX's network for site '{name}' gives shape {tuple(found.shape)}, expected "
+                f"{(*earned.shape, 1)}: one number for each draw and datum"
             )
-        network = self.networks[name](latent)
-        return super().control(name, latent, earned) + network.reshape(earned.shape)
+        return super().control(name, latent, earned) + found.reshape(earned.shape)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Rule, relaxed_from
 from ppl_vae.objectives.relaxations import Variable, variable
-from ppl_vae.objectives.schedules import Schedule
-from ppl_vae.objectives.vocabulary import Estimate, Objective, facts, mean_penalty, objective
+from ppl_vae.objectives.schedules import Schedule, Temperature
+from ppl_vae.objectives.vocabulary import Estimate, Objective, around, facts, mean_penalty, objective
 from ppl_vae.particles import Particles, Path
 from ppl_vae.weighing import weigh
 
@@ -27,10 +27,11 @@ class Concrete(nn.Module):
 
         relaxed z = sigmoid((a + g) / t)    or    softmax((a + g) / t)
 
-    takes the draw's place in model and guide, whose log densities are continued linearly between the
-    corners. The gradient is biased, the more the higher the temperature, and its variance grows as
-    the temperature falls. The value that is reported is the bound on the discrete model, from the
-    same noise (one more pass, without gradients).
+    takes the draw's place in model and guide, whose discrete log densities are continued linearly
+    between the corners, as Jang et al. do; what is trained is no bound. (Maddison et al. put densities
+    of relaxed variables in their place.) The gradient is biased, the more the higher the temperature,
+    and its variance grows as the temperature falls. The value that is reported is the bound on the
+    discrete model, from the same noise (one more pass, without gradients).
 
     Args:
         temperature: a positive number, or a schedule such as ``exponential(1.0, 0.5, rate=1e-4)``.
@@ -53,23 +54,14 @@ class Concrete(nn.Module):
         (torch.Size([4]), torch.Size([4]))
     """
 
-    step: Tensor
-
     def __init__(self, temperature: float | Schedule = 0.5, bound: Objective = elbo):
         super().__init__()
-        if not callable(temperature) and temperature <= 0:
-            raise ValueError(f"temperature: expected a positive number or a schedule, found {temperature}")
-        self.bound, self.schedule = supported(bound), temperature
-        self.register_buffer("step", torch.zeros((), dtype=torch.long))
-
-    @property
-    def temperature(self) -> Tensor | float:
-        """The temperature at this step."""
-        return self.schedule(self.step) if callable(self.schedule) else self.schedule
+        self.bound, self.temperature = supported(bound), Temperature(temperature)
+        self.facts = around(type(self).facts, bound)
 
     def advance(self) -> None:
         """Take note that an update has been made."""
-        self.step += 1
+        advance(self.bound, self.temperature)
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
         """Return the bound on the discrete model, ``(B,)``, and what to differentiate.
@@ -79,7 +71,7 @@ class Concrete(nn.Module):
         """
         noise: dict[str, Tensor] = {}
         options = facts(self.bound).weighing
-        relaxed = weigh(model, guide, batch, particles, draw=relaxed_from(noise, self.temperature), **options)
+        relaxed = weigh(model, guide, batch, particles, draw=relaxed_from(noise, self.temperature()), **options)
         with torch.no_grad():
             hard = weigh(model, guide, batch, particles, draw=_hard_from(noise), **options)
         return _estimate(self.bound, relaxed, hard)
@@ -131,6 +123,11 @@ class StraightThrough(nn.Module):
     def __init__(self, bound: Objective = elbo):
         super().__init__()
         self.bound = supported(bound)
+        self.facts = around(type(self).facts, bound)
+
+    def advance(self) -> None:
+        """Take note that an update has been made."""
+        advance(self.bound)
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
         """Return the bound, ``(B,)``, and what to differentiate.
@@ -190,15 +187,15 @@ class StraightThroughGumbel(StraightThrough):
 
     def __init__(self, temperature: float | Schedule = 0.5, bound: Objective = elbo):
         super().__init__(bound)
-        self.concrete = Concrete(temperature, bound)
+        self.temperature = Temperature(temperature)
 
     def advance(self) -> None:
         """Take note that an update has been made."""
-        self.concrete.advance()
+        advance(self.bound, self.temperature)
 
     def stand_in(self, site: Variable, latent: Tensor) -> Tensor:
         """Return the value whose gradient the draw takes on."""
-        return site.relaxed(latent, self.concrete.temperature)
+        return site.relaxed(latent, self.temperature())
 
 
 def _estimate(bound: Objective, moving: Particles, exact: Particles) -> Estimate:
@@ -206,6 +203,17 @@ def _estimate(bound: Objective, moving: Particles, exact: Particles) -> Estimate
     surrogate = bound(moving) + sum(penalties.values())
     detached = {name: exact.mean(penalty).detach() for name, penalty in exact.penalties.items()}
     return Estimate(bound(exact).detach(), surrogate, detached, exact.scale)
+
+
+def advance(*parts: Any) -> None:
+    """Tell those parts of an objective that follow the step of an update.
+
+    Example:
+        >>> advance(elbo)
+    """
+    for part in parts:
+        if hasattr(part, "advance"):
+            part.advance()
 
 
 def supported(bound: Objective) -> Objective:

@@ -1,15 +1,18 @@
 """Functions of the step, for options of a bound that change during training."""
 
+import inspect
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.objectives.options import checked, finite, positive, whole
 from ppl_vae.objectives.vocabulary import Objective, facts
 from ppl_vae.particles import Particles
 
-__all__ = ["Schedule", "Scheduled", "cyclical", "exponential", "linear"]
+__all__ = ["Schedule", "Scheduled", "Temperature", "cyclical", "exponential", "linear"]
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -17,10 +20,15 @@ Schedule = Callable[[Tensor], Tensor]
 def linear(start: float, end: float, steps: int) -> Schedule:
     """Return a schedule that goes from start to end in a straight line, and stays there.
 
+    Raises:
+        ValueError: start or end is not finite, or there is not a step at least.
+
     Example:
         >>> linear(0.0, 1.0, steps=4)(torch.tensor(1))
         tensor(0.2500)
     """
+    _check_ends(start, end)
+    whole("steps", steps)
     return lambda step: start + (end - start) * (step / steps).clamp(0, 1)
 
 
@@ -34,12 +42,20 @@ def cyclical(start: float, end: float, period: int, cycles: int = 4, rise: float
         cycles: how many periods.
         rise: share of the period that the rise takes.
 
+    Raises:
+        ValueError: start or end is not finite, period or cycles no whole number above 0, or rise
+            outside (0, 1].
+
     Reference: H. Fu et al., "Cyclical Annealing Schedule", NAACL 2019, https://arxiv.org/abs/1903.10145.
 
     Example:
         >>> cyclical(0.0, 1.0, period=4, cycles=2)(torch.tensor([0, 1, 2, 3, 4, 5, 8]))
         tensor([0.0000, 0.5000, 1.0000, 1.0000, 0.0000, 0.5000, 1.0000])
     """
+    _check_ends(start, end)
+    whole("period", period)
+    whole("cycles", cycles)
+    checked("rise", rise, "a share from 0 to 1, 0 excluded", lambda r: 0 < r <= 1)
 
     def at(step: Tensor) -> Tensor:
         # One step short of a whole period, the rise is over.
@@ -52,6 +68,9 @@ def cyclical(start: float, end: float, period: int, cycles: int = 4, rise: float
 def exponential(start: float, end: float, rate: float) -> Schedule:
     """Return a schedule that decays from start at a rate per step, never below end.
 
+    Raises:
+        ValueError: start or end is not finite, start lies below end, or rate is negative.
+
     Reference: as in E. Jang, S. Gu, B. Poole, "Categorical Reparameterization with Gumbel-Softmax",
     ICLR 2017, https://arxiv.org/abs/1611.01144.
 
@@ -59,21 +78,68 @@ def exponential(start: float, end: float, rate: float) -> Schedule:
         >>> exponential(1.0, 0.5, rate=1e-2)(torch.tensor([0, 10, 1000]))
         tensor([1.0000, 0.9048, 0.5000])
     """
+    _check_ends(start, end)
+    checked("start", start, f"at least end ({end})", lambda s: s >= end)
+    checked("rate", rate, "a finite number of at least 0", lambda r: 0 <= r < inf)
     return lambda step: (start * (-rate * step).exp()).clamp_min(end)
+
+
+def _check_ends(start: float, end: float) -> None:
+    checked("start", start, "a finite number", finite)
+    checked("end", end, "a finite number", finite)
+
+
+LAST = torch.iinfo(torch.int32).max
+
+
+class Temperature(nn.Module):
+    """A temperature, fixed or following the step.
+
+    Args:
+        value: a positive number, or a schedule that stays positive.
+
+    Raises:
+        TypeError, ValueError: it is not positive; a schedule is looked at where it starts and ends.
+
+    Example:
+        >>> Temperature(exponential(1.0, 0.5, rate=1e-4))()
+        tensor(1.)
+    """
+
+    step: Tensor
+
+    def __init__(self, value: float | Schedule):
+        super().__init__()
+        if callable(value):
+            for step in (0, LAST):
+                checked("temperature", float(value(torch.tensor(step))), "positive numbers at every step", positive)
+        else:
+            checked("temperature", value, "a positive number or a schedule", positive)
+        self.value = value
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def forward(self) -> Tensor | float:
+        """Return the temperature at this step."""
+        return self.value(self.step) if callable(self.value) else self.value
+
+    def advance(self) -> None:
+        """Take note that an update has been made."""
+        self.step += 1
 
 
 class Scheduled(nn.Module):
     """A bound whose options follow the step, for KL warm-up and the like.
 
-    In training mode each update moves the step by one; it is saved and resumed. In evaluation mode
-    the options have the values of the end, so that epochs are compared by one and the same bound.
+    In training mode each update moves the step by one; it is saved and resumed, and goes on where it
+    was when the object is used again. In evaluation mode the options have the values of the end, so
+    that epochs are compared by one and the same bound.
 
     Args:
         bound: a bound with options, such as `beta_elbo`.
         options: option name to a schedule.
 
     Raises:
-        TypeError: an option is not a function of the step.
+        TypeError: the bound has no such option, or an option is not a function of the step.
 
     Reference: S. Bowman et al., "Generating Sentences from a Continuous Space", CoNLL 2016,
     https://arxiv.org/abs/1511.06349, for KL warm-up.
@@ -89,7 +155,11 @@ class Scheduled(nn.Module):
 
     def __init__(self, bound: Objective, **options: Schedule):
         super().__init__()
+        known = inspect.signature(bound).parameters
         for name, schedule in options.items():
+            if name not in known:
+                found = ", ".join(list(known)[1:]) or "none"
+                raise TypeError(f"{name}: {facts(bound).name} has no such option; it has {found}")
             if not callable(schedule):
                 raise TypeError(f"{name}: expected a function of the step, such as linear(0.0, 1.0, steps=1000)")
         self.of, self.options = bound, options
@@ -98,7 +168,7 @@ class Scheduled(nn.Module):
 
     def values(self) -> dict[str, Any]:
         """Return the options as they are now, tensors of shape ``()``."""
-        step = self.step if self.training else torch.full_like(self.step, torch.iinfo(torch.int32).max)
+        step = self.step if self.training else torch.full_like(self.step, LAST)
         return {name: schedule(step) for name, schedule in self.options.items()}
 
     def forward(self, particles: Particles) -> Tensor:

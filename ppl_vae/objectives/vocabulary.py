@@ -1,14 +1,14 @@
 """What the library must know about a bound, and the few gradients that all of them are made of."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.gradients import along, zero_with_gradient
+from ppl_vae.gradients import along, gap, zero_with_gradient
 from ppl_vae.particles import Particles, Path
 
 __all__ = [
@@ -87,7 +87,7 @@ def objective(
 
 
 def facts(bound: Any) -> Facts:
-    """Return the facts of a bound, through any number of ``functools.partial``.
+    """Return the facts of a bound, through any number of ``functools.partial``, one that sets ``bound`` included.
 
     A plain function without facts is accepted as a bound that is not linear and needs one
     particle.
@@ -96,9 +96,31 @@ def facts(bound: Any) -> Facts:
         >>> facts(lambda particles: particles.log_w[0]).min_particles
         1
     """
+    inner = None
     while isinstance(bound, partial):
+        inner = bound.keywords.get("bound", inner)
         bound = bound.func
-    return getattr(bound, "facts", None) or Facts(name=getattr(bound, "__name__", type(bound).__name__))
+    known = getattr(bound, "facts", None) or Facts(name=getattr(bound, "__name__", type(bound).__name__))
+    return known if inner is None else around(known, inner)
+
+
+def around(outer: Facts, bound: Any) -> Facts:
+    """Return the facts of an estimator that is given another bound than its own.
+
+    Example:
+        >>> around(pv.objectives.stl.facts, pv.objectives.iwae).linear
+        False
+    """
+    inner = facts(bound)
+    return replace(
+        outer,
+        formula=inner.formula,
+        min_particles=max(outer.min_particles, inner.min_particles),
+        linear=outer.linear and inner.linear,
+        kl=outer.kl or inner.kl,
+        upper=outer.upper or inner.upper,
+        exempt={**inner.exempt, **outer.exempt},
+    )
 
 
 @dataclass(frozen=True)
@@ -138,8 +160,7 @@ def with_signal(bound: Tensor, particles: Particles, signal: Callable[[Tensor], 
         >>> with_signal(torch.ones(2), particles, torch.zeros(3, 2))
         tensor([1., 1.])
     """
-    # An impossible draw (-inf) must stay -inf in the value, and 0 * inf is not zero.
-    weight = signal.detach().nan_to_num(neginf=0.0, posinf=0.0)
+    weight = gap(signal, 0.0)
     for score in moving_scores(particles):
         bound = bound + over_draws(weight * zero_with_gradient(score))
     return bound
@@ -205,7 +226,7 @@ def mean_with_score(f: Tensor, particles: Particles, baseline: Tensor | float = 
         >>> mean_with_score(torch.tensor([[1.0], [3.0]]), particles)
         tensor([2.])
     """
-    weight = (f - baseline).detach().nan_to_num(neginf=0.0, posinf=0.0)
+    weight = gap(f, baseline)
     for score in moving_scores(particles):
         f = f + weight * zero_with_gradient(score)
     return particles.mean(f)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from ppl_vae.gradients import zero_with_gradient
+from ppl_vae.gradients import gap, zero_with_gradient
+from ppl_vae.objectives.options import checked, finite
 from ppl_vae.objectives.paths import require
 from ppl_vae.objectives.vocabulary import objective, over_draws
-from ppl_vae.particles import Particles, Path, total
+from ppl_vae.particles import Particles, Path, shares, total
 
 __all__ = ["rws", "tvo", "tvo_upper", "wake"]
 
@@ -22,8 +24,10 @@ def normalised(particles: Particles, power: float = 1.0) -> Tensor:
         >>> normalised(pv.Particles(log_p={"x": torch.zeros(4, 1)}, log_q={})).flatten()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    log_w = (power * particles.log_w + particles.log_mass).detach()
-    return log_w.flatten(0, -2).softmax(0).unflatten(0, log_w.shape[:-1])
+    # To the power of zero an impossible draw weighs as much as any other.
+    tempered = power * particles.log_w if power else torch.zeros_like(particles.log_w)
+    log_w = (tempered + particles.log_mass).detach()
+    return shares(log_w.flatten(0, -2), 0).unflatten(0, log_w.shape[:-1])
 
 
 def wake(particles: Particles, phi: float = 1.0) -> Tensor:
@@ -43,6 +47,7 @@ def wake(particles: Particles, phi: float = 1.0) -> Tensor:
 @objective(
     formula="log sum_k m w_k",
     reference="J. Bornschein, Y. Bengio 2015, arXiv:1406.2751",
+    min_particles=2,
     path=Path.NONE,
     exempt={"unbiased": "wake-phi is another objective for the guide, with self-normalised weights"},
 )
@@ -59,8 +64,8 @@ def rws(particles: Particles) -> Tensor:
     kind. `WakeSleep` adds sleep-phi.
 
     Args:
-        particles: any K >= 1, weighed with ``path=Path.NONE``. With K = 1 the guide learns its own
-            draws, which is nothing on average.
+        particles: K >= 2, weighed with ``path=Path.NONE``. (With one the guide would learn its own
+            draws, which is nothing on average.)
 
     Returns:
         Nats per datum, ``(B,)``: the value is that of `iwae`.
@@ -80,6 +85,7 @@ def rws(particles: Particles) -> Tensor:
 @objective(
     formula="sum_t (b_(t+1) - b_t) E_(w^b_t)[log w]",
     reference="V. Masrani, T. A. Le, F. Wood 2019, arXiv:1907.00031",
+    min_particles=2,
     path=Path.NONE,
     exempt={"unbiased": "its expectations are self-normalised"},
 )
@@ -91,10 +97,11 @@ def tvo(particles: Particles, betas: Sequence[float] = BETAS) -> Tensor:
         log p(x) = int_0^1 E_b[log w] db >= sum_t (b_(t+1) - b_t) sum_k v_k(b_t) log w_k
 
     On any set of particles the sum is at most `iwae`. Draws are taken as given, and the gradient is
-    the covariance estimator, biased by self-normalised weights, less so as K grows.
+    the covariance estimator, biased by self-normalised weights, less so as K grows: at beta = 0 the
+    guide's part is (K-1)/K of what it should be, which is why one particle would teach nothing.
 
     Args:
-        particles: any K >= 1, weighed with ``path=Path.NONE``.
+        particles: K >= 2, weighed with ``path=Path.NONE``.
         betas: rising, from 0 to 1.
 
     Returns:
@@ -116,6 +123,7 @@ def tvo(particles: Particles, betas: Sequence[float] = BETAS) -> Tensor:
 @objective(
     formula="sum_t (b_(t+1) - b_t) E_(w^b_(t+1))[log w]",
     reference="V. Masrani, T. A. Le, F. Wood 2019, arXiv:1907.00031",
+    min_particles=2,
     path=Path.NONE,
     upper=True,
     exempt={"unbiased": "its expectations are self-normalised", "bound": "it is an upper bound only as K grows"},
@@ -128,10 +136,10 @@ def tvo_upper(particles: Particles, betas: Sequence[float] = BETAS) -> Tensor:
         sum_t (b_(t+1) - b_t) sum_k v_k(b_(t+1)) log w_k
 
     On any set of particles the sum is at least `iwae`; it bounds log p(x) from above only as K
-    grows. It is made small, for the guide alone (see `cubo`).
+    grows. It is made small, for the guide alone and with many particles (see `cubo`).
 
     Args:
-        particles: any K >= 1, weighed with ``path=Path.NONE``.
+        particles: K >= 2, weighed with ``path=Path.NONE``.
         betas: rising, from 0 to 1.
 
     Returns:
@@ -151,6 +159,8 @@ def tvo_upper(particles: Particles, betas: Sequence[float] = BETAS) -> Tensor:
 
 def _riemann(particles: Particles, betas: Sequence[float], nodes: Sequence[float]) -> Tensor:
     require(particles, Path.NONE)
+    for beta in betas:
+        checked("betas", beta, "numbers that rise from 0 to 1", finite)
     if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or any(a >= b for a, b in pairwise(betas)):
         raise ValueError(f"betas: expected numbers that rise from 0 to 1, found {tuple(betas)}")
     widths = [b - a for a, b in pairwise(betas)]
@@ -160,8 +170,8 @@ def _riemann(particles: Particles, betas: Sequence[float], nodes: Sequence[float
 def _expected_log_weight(particles: Particles, beta: float) -> Tensor:
     """Return ``E_b[log w]`` with its gradient: E[grad log w] + Cov(log w, grad log of the tempered density)."""
     weights, log_w = normalised(particles, beta), particles.log_w
-    value = over_draws(weights * log_w.detach())
+    value = over_draws(weights * log_w.detach().masked_fill(weights == 0, 0.0))
     log_q = total(particles.log_q) if particles.log_q else log_w.new_zeros(())
-    tempered = beta * total(particles.log_p) + (1 - beta) * log_q
-    moving = zero_with_gradient(log_w) + (log_w.detach() - value) * zero_with_gradient(tempered)
+    tempered = beta * zero_with_gradient(total(particles.log_p)) + (1 - beta) * zero_with_gradient(log_q)
+    moving = zero_with_gradient(log_w) + gap(log_w, value) * tempered
     return value + over_draws(weights * moving)
