@@ -1,5 +1,6 @@
 """Hold an objective to what it promises, on one batch, before it trains anything."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ def check_objective(objective: Any, model: Program, guide: Program, batch: Batch
         ValueError: the message says what is wrong, and the repair.
     """
     rows = batch[0].shape[:1]
+    warn_without_discrete(objective, model, guide, batch)
     if hasattr(objective, "estimate"):
         for name, found in zip(("value", "surrogate"), objective.estimate(model, guide, batch, particles), strict=True):
             check_shape(found, rows, f"objective: its {name}")
@@ -39,8 +41,32 @@ def check_objective(objective: Any, model: Program, guide: Program, batch: Batch
     check_shape(objective(record), rows, "objective")
     check_scores(objective, record)
     check_enumerated(objective, record)
+    warn_of_few(objective, record)
     if facts(objective).path is Path.STOPPED:
         check_scored_again(objective, model, guide, batch, particles)
+
+
+def warn_without_discrete(objective: Any, model: Program, guide: Program, batch: Batch) -> None:
+    """An estimator for discrete sites has some."""
+    if facts(objective).discrete and not weigh(model, guide, batch, linear=True).score:
+        warnings.warn(
+            f"objective: {facts(objective).name} changes the gradients of discrete sites alone, and the guide draws "
+            "none, so that it trains as its bound does",
+            stacklevel=2,
+        )
+
+
+def warn_of_few(objective: Objective, record: Particles) -> None:
+    """An upper bound has particles enough to be near what it estimates."""
+    log_w = record.log_per_draw(record.log_w.detach())
+    size = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().mean()
+    if facts(objective).upper and size < 10:
+        warnings.warn(
+            f"objective: {facts(objective).name} is an upper bound as K grows, and with {len(record)} particles "
+            f"(effective sample size {float(size):.1f}) making its estimate small may drive the guide away from the "
+            "posterior; take more particles, and watch the ELBO beside it",
+            stacklevel=2,
+        )
 
 
 def check_shape(found: Any, rows: torch.Size, what: str) -> None:

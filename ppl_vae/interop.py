@@ -8,14 +8,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
-from ppl_vae.batches import as_batch
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking_objectives import check_objective
 from ppl_vae.estimation import estimate
 from ppl_vae.gradients import zero_with_gradient
-from ppl_vae.objectives.vocabulary import Objective, facts
-from ppl_vae.programs import Program, modules_of, program_name, pyros_parameters
-from ppl_vae.svi import check_options
+from ppl_vae.objectives.vocabulary import Objective, advance, facts
+from ppl_vae.programs import Program, Programs, modules_of, program_name, pyros_parameters, undisturbed
+from ppl_vae.svi import check_options, check_upper
 
 __all__ = ["ELBO", "registered"]
 
@@ -69,16 +71,32 @@ class _Registered(nn.Module):
         return self._program[0](*args, **kwargs)
 
 
+class _WithObjective(ELBOModule):
+    """Pyro's module, with an estimator's parameters and buffers among its own."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module, elbo: "ELBO"):
+        super().__init__(model, guide, elbo)
+        if isinstance(elbo.objective, nn.Module):
+            self.objective = elbo.objective
+
+
 class ELBO(PyroELBO):
     """Any bound of this library as a ``pyro.infer.ELBO``.
 
     Works in ``SVI``, and as ``ELBO(...)(model, guide)`` with torch optimizers, also under
     ``torch.no_grad``. As in Pyro the loss is minus the *sum* over data, times the common scale of
-    the plate "data".
+    the plate "data"; that of an upper bound, which is made small, is plus the sum.
+
+    An estimator's own parameters are trained with the others. What follows the step (schedules) takes
+    each loss that is computed with gradients, in training mode, for an update.
 
     Args:
-        objective: a bound, ``Particles -> (B,)``.
+        objective: a bound, ``Particles -> (B,)``, or an estimator.
         num_particles: K.
+
+    Raises:
+        ContractError, ValueError: with the first loss, as `svi_step` does: the programs or the objective
+            break what they promise, or an upper bound would train the model.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -92,11 +110,23 @@ class ELBO(PyroELBO):
         check_options(objective, num_particles, compile=False)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.objective = objective
+        self._name = f"{facts(objective).name}_{next(_instances)}"
+        self._checked = False
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """Return a module whose parameters are those of model, guide and objective, and whose value is the loss."""
+        return _WithObjective(model, guide, self)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any) -> Tensor:
         """Return minus the bound, summed over data, with its gradient."""
+        batch, learning = as_batch(args), torch.is_grad_enabled()
         with pyros_parameters():
-            found = estimate(self.objective, model, guide, as_batch(args), self.num_particles)
+            if learning and not self._checked:
+                self._check(model, guide, batch)
+            self._declare()
+            found = estimate(self.objective, model, guide, batch, self.num_particles)
+        if learning and getattr(self.objective, "training", True):
+            advance(self.objective)
         # The value is the bound's; a surrogate that only has a gradient is worth nothing.
         cost = found.value if facts(self.objective).upper else -found.value
         loss = cost - sum(found.penalties.values())
@@ -120,6 +150,18 @@ class ELBO(PyroELBO):
             )
         loss.backward()
         return loss.item()
+
+    def _declare(self) -> None:
+        """Show an estimator's own parameters to Pyro, which trains what it meets."""
+        if isinstance(self.objective, nn.Module) and any(True for _ in self.objective.parameters()):
+            pyro.module(self._name, self.objective)
+
+    def _check(self, model: Program, guide: Program, batch: Batch) -> None:
+        programs = Programs(model, guide, self.objective).run_once(model, guide, batch)
+        check_upper(self.objective, programs.parameters(), "freeze the model with requires_grad_(False)")
+        with undisturbed(programs):
+            check_objective(self.objective, model, guide, batch, self.num_particles)
+        self._checked = True
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         raise NotImplementedError("traces are made by ppl_vae.weigh")

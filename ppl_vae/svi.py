@@ -13,9 +13,10 @@ from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives import Objective, facts
+from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 
-__all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
+__all__ = ["Info", "SVIStep", "check_optimizer", "check_options", "check_upper"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class SVIStep:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
-        if hasattr(self.objective, "advance"):
-            self.objective.advance()
+        advance(self.objective)
         return info
 
     def bound(self, x: Any) -> Tensor:
@@ -121,11 +121,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, object
         raise ValueError(
             f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
         )
-    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
+    trained = {name: p for name, p in parameters.items() if id(p) in held}
+    check_upper(objective, trained, "make the optimizer of guide.parameters()")
+
+
+def check_upper(objective: Any, trained: Mapping[str, Any], repair: str) -> None:
+    """Raise if an upper bound would train a model, given the parameters that it would train by name."""
+    wrong = [name for name in trained if name.startswith("model")]
     if facts(objective).upper and wrong:
         raise ValueError(
-            f"optimizer: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
-            f"to make the data unlikely; it holds {', '.join(wrong[:3])}. Make the optimizer of guide.parameters()"
+            f"objective: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
+            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; {repair}"
         )
 
 

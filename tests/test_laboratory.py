@@ -11,6 +11,7 @@ import odds
 import pyro
 import pyro.distributions as dist
 import pytest
+import test_estimators
 import torch
 from given import Given
 from pyro import poutine
@@ -134,9 +135,37 @@ def test_an_enumerated_gradient_has_no_noise_and_no_bias():
     assert gradient_statistics(model, guide, X, objectives.elbo, draws=8, exact=off)["guide"].z > 1e6
 
 
+@pytest.mark.parametrize("name", ["elbo", "iwae"])
+def test_normal_latents_are_integrated(name):
+    """In one and two layers, beside bits: the same as a quadrature written out."""
+    bound, x = objectives.every()[name], torch.tensor([test_estimators.X], dtype=torch.float64)
+    for exact, particles, nodes in ((test_estimators.exact_mixed, 1, 24), (test_estimators.exact_line, 2, 16)):
+        wanted, model, guide = exact(bound, particles)
+        found = exact_gradient(model, guide, x, bound, particles, nodes)
+        assert list(found) == list(named(model, guide))
+        torch.testing.assert_close(torch.cat([g.flatten() for g in found.values()]), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_polynomial_needs_few_nodes():
+    model, guide = LinearGaussian(2, 1).double(), Normal(2, 1, hidden=()).double()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert_same(exact_gradient(model, guide, x, nodes=2), exact_gradient(model, guide, x, nodes=40))
+
+
+def test_bounds_that_are_not_linear_are_not_summed_over_enumerated_values():
+    """Listed as if drawn, the values would give another expectation."""
+    model, guide = Coin("model"), Coin("guide", "parallel")
+    with pytest.raises(ValueError, match="site 'y' is marked for enumeration, and renyi is not linear"):
+        exact_gradient(model, guide, X, objectives.renyi)
+
+
 def test_what_cannot_be_listed_is_named():
-    with pytest.raises(ValueError, match="site 'z' is a Normal, whose values cannot be listed"):
-        exact_gradient(Mixed(), MixedGuide(), X)
+    with pytest.raises(ValueError, match="site 'n' is a Poisson, whose values cannot be listed"):
+        exact_gradient(test_estimators.Counts("model"), test_estimators.Counts("guide"), X)
+    with pytest.raises(ValueError, match="24 nodes in each dimension of site 'z' make more than 65,536"):
+        exact_gradient(LinearGaussian(4, 4), Normal(4, 4), torch.ones(2, 4))
+    with pytest.raises(ValueError, match="nodes: expected a whole number of at least 1, found 0"):
+        exact_gradient(Mixed(), MixedGuide(), X, nodes=0)
     sizes = {"x_dim": 4, "z_dim": 17}
     programs = [
         zoo.find(kind, name)(**sizes) for kind, name in (("models", "sigmoid_belief_network"), ("guides", "bernoulli"))
@@ -149,7 +178,7 @@ def test_what_cannot_be_listed_is_named():
 
 @pytest.mark.parametrize("bound", [objectives.stl, objectives.cubo, objectives.MuProp()])
 def test_exact_gradients_are_those_of_bounds(bound):
-    with pytest.raises(ValueError, match="bound: expected one that is differentiated as it stands"):
+    with pytest.raises(ValueError, match="bound: expected a function of Particles that is made large"):
         exact_gradient(Bits(), BitsGuide(), X, bound)
 
 
@@ -266,6 +295,11 @@ def test_groups_may_be_ones_own():
     assert list(found["rest"].mean) == ["model.weight", "guide.logits"]
 
 
+def test_an_unknown_group_is_named():
+    with pytest.raises(KeyError, match="group: expected one of model, guide, found 'guid'"):
+        gradient_statistics(Bits(), BitsGuide(), X, draws=10)["guid"]
+
+
 def test_printing_gives_a_table():
     model, guide = Bits(), BitsGuide()
     head, columns, *rows = str(gradient_statistics(model, guide, X, draws=10)).splitlines()
@@ -284,6 +318,7 @@ def test_printing_gives_a_table():
         ({"objective": objectives.rloo}, "particles: rloo needs at least 2, found 1"),
         ({"exact": {}}, r"exact: expected a tensor of shape \(2,\) for 'model.prior', found none"),
         ({"exact": {"model.prior": torch.zeros(3)}}, r"for 'model.prior', found shape \(3,\)"),
+        ({"exact": {"model.prior": torch.full((2,), torch.nan)}}, "exact: expected finite numbers for 'model.prior'"),
     ],
 )
 def test_arguments_that_cannot_be_used(options, message):

@@ -20,6 +20,7 @@ __all__ = ["ARM", "DisARM"]
     formula="sum_k m log w_k",
     reference="M. Yin, M. Zhou 2019, arXiv:1807.11143",
     linear=True,
+    discrete=True,
 )
 class ARM(nn.Module):
     """The ELBO with the augment-REINFORCE-merge gradient for Bernoulli sites; unbiased.
@@ -77,6 +78,7 @@ class ARM(nn.Module):
     formula="sum_k m log w_k",
     reference="Z. Dong, A. Mnih, G. Tucker 2020, arXiv:2006.10680",
     linear=True,
+    discrete=True,
 )
 class DisARM(ARM):
     """The ELBO with the DisARM gradient for Bernoulli sites: `ARM` with its noise averaged out.

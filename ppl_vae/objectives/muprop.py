@@ -20,6 +20,7 @@ __all__ = ["MuProp"]
     formula="sum_k m log w_k",
     reference="S. Gu et al. 2016, arXiv:1511.05176",
     linear=True,
+    discrete=True,
 )
 class MuProp(nn.Module):
     """The ELBO with MuProp's gradient for Bernoulli and one-hot sites; unbiased.

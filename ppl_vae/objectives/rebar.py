@@ -22,6 +22,7 @@ __all__ = ["REBAR", "RELAX"]
     formula="sum_k m log w_k",
     reference="G. Tucker et al. 2017, arXiv:1703.07370",
     linear=True,
+    discrete=True,
 )
 class REBAR(nn.Module):
     """The ELBO with the REBAR gradient for Bernoulli and one-hot sites; unbiased.
@@ -123,6 +124,7 @@ class REBAR(nn.Module):
     formula="sum_k m log w_k",
     reference="W. Grathwohl et al. 2018, arXiv:1711.00123",
     linear=True,
+    discrete=True,
 )
 class RELAX(REBAR):
     """The ELBO with the RELAX gradient for Bernoulli and one-hot sites; unbiased.

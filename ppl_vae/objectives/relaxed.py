@@ -9,7 +9,7 @@ from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Rule, relaxed_from
 from ppl_vae.objectives.relaxations import Variable, variable
 from ppl_vae.objectives.schedules import Schedule, Temperature
-from ppl_vae.objectives.vocabulary import Estimate, Objective, around, facts, mean_penalty, objective
+from ppl_vae.objectives.vocabulary import Estimate, Objective, advance, around, facts, mean_penalty, objective
 from ppl_vae.particles import Particles, Path
 from ppl_vae.weighing import weigh
 
@@ -19,6 +19,7 @@ __all__ = ["Concrete", "StraightThrough", "StraightThroughGumbel"]
 @objective(
     formula="sum_k m log w_k (or another bound)",
     reference="C. Maddison et al. 2017, arXiv:1611.00712; E. Jang et al. 2017, arXiv:1611.01144",
+    discrete=True,
 )
 class Concrete(nn.Module):
     """A bound trained with discrete sites relaxed: Concrete, or Gumbel-softmax.
@@ -90,6 +91,7 @@ def _hard_from(noise: dict[str, Tensor]) -> Rule:
 @objective(
     formula="sum_k m log w_k (or another bound)",
     reference="Y. Bengio et al. 2013, arXiv:1308.3432",
+    discrete=True,
 )
 class StraightThrough(nn.Module):
     """A bound whose gradient goes straight through discrete draws, as if each were its mean.
@@ -154,6 +156,7 @@ class StraightThrough(nn.Module):
 @objective(
     formula="sum_k m log w_k (or another bound)",
     reference="E. Jang et al. 2017, arXiv:1611.01144",
+    discrete=True,
 )
 class StraightThroughGumbel(StraightThrough):
     """A bound whose gradient goes through the relaxation of discrete draws: straight-through Gumbel.
@@ -203,17 +206,6 @@ def _estimate(bound: Objective, moving: Particles, exact: Particles) -> Estimate
     surrogate = bound(moving) + sum(penalties.values())
     detached = {name: exact.mean(penalty).detach() for name, penalty in exact.penalties.items()}
     return Estimate(bound(exact).detach(), surrogate, detached, exact.scale)
-
-
-def advance(*parts: Any) -> None:
-    """Tell those parts of an objective that follow the step of an update.
-
-    Example:
-        >>> advance(elbo)
-    """
-    for part in parts:
-        if hasattr(part, "advance"):
-            part.advance()
 
 
 def supported(bound: Objective) -> Objective:

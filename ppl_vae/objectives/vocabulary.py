@@ -15,6 +15,8 @@ __all__ = [
     "Estimate",
     "Facts",
     "Objective",
+    "advance",
+    "around",
     "facts",
     "mean_penalty",
     "mean_with_score",
@@ -40,6 +42,7 @@ class Facts:
         path: how gradients reach the guide through its draws; `weigh` supplies log q accordingly.
         kl: whether it reads closed-form KLs.
         upper: whether it is to be made small, as an upper bound is.
+        discrete: whether it does anything of its own only for sites drawn without reparameterisation.
         exempt: laws that the objective does not obey, each with the reason.
         name: the function's name.
     """
@@ -51,6 +54,7 @@ class Facts:
     path: Path = Path.TOTAL
     kl: bool = False
     upper: bool = False
+    discrete: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
 
@@ -69,6 +73,7 @@ def objective(
     path: Path = Path.TOTAL,
     kl: bool = False,
     upper: bool = False,
+    discrete: bool = False,
     exempt: Mapping[str, str] | None = None,
 ) -> Callable[[Any], Any]:
     """Attach `Facts` to a bound (a function, or a module's class), by which tests and tables find it.
@@ -80,7 +85,7 @@ def objective(
 
     def attach(bound: Any) -> Any:
         known = {"min_particles": min_particles, "linear": linear, "path": path, "kl": kl, "upper": upper}
-        bound.facts = Facts(formula, reference, exempt=exempt or {}, name=bound.__name__, **known)
+        bound.facts = Facts(formula, reference, discrete=discrete, exempt=exempt or {}, name=bound.__name__, **known)
         return bound
 
     return attach
@@ -121,6 +126,17 @@ def around(outer: Facts, bound: Any) -> Facts:
         upper=outer.upper or inner.upper,
         exempt={**inner.exempt, **outer.exempt},
     )
+
+
+def advance(*parts: Any) -> None:
+    """Tell those parts of an objective that follow the step of an update.
+
+    Example:
+        >>> advance(pv.objectives.elbo)
+    """
+    for part in parts:
+        if hasattr(part, "advance"):
+            part.advance()
 
 
 @dataclass(frozen=True)
