@@ -36,6 +36,16 @@ class BitsGuide(nn.Module):
             pyro.sample("z", dist.Bernoulli(logits=self.logits + x.unsqueeze(-1)).to_event(1))
 
 
+class PenalisedBits(Bits):
+    """Paid for bits that are on, in training."""
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
+            pyro.factor("penalty_z", 3 * z.sum(-1))
+
+
 def all_bits(particles):
     """Every outcome of K draws of two bits, one along the batch: ``{"z": (K, outcomes, 2)}``."""
     bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2 * particles)), dtype=torch.float64)

@@ -341,6 +341,45 @@ def test_gradients_with_draws_below_enumerated_values_are_unbiased(name):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["elbo", "reinforce", "rloo", "beta_elbo", "score_function"])
+def test_gradients_with_values_enumerated_below_draws_are_unbiased(name):
+    """y1 drawn, y2 enumerated given it: a baseline that is averaged with the mass of y2 depends on y1."""
+    model, guide = TwoSites(), DrawnAbove()
+    bound = objectives.every()[name]
+    draws = torch.cartesian_prod(torch.arange(2), torch.arange(2)).T
+    with Given({"y1": draws}):
+        drawn = pv.weigh(model, guide, torch.full((4,), 0.7, dtype=DOUBLE), 2, **bound.facts.weighing)
+    assert drawn.log_w.shape == (3, 2, 4)
+    chance = drawn.log_q["y1"].expand(3, 2, 4)[0].sum(0).exp()
+    torch.testing.assert_close(chance.sum().item(), 1.0)
+    fields = {"log_p": drawn.log_p, "log_q": drawn.log_q, "values": drawn.values}
+    plain = bound(pv.Particles(**fields, enumerated=("y2",), path=drawn.path))
+    parameters = parameters_of(model, guide)
+    exact = torch.autograd.grad((chance * plain).sum(), parameters, retain_graph=True)
+    found = torch.autograd.grad((chance.detach() * bound(drawn)).sum(), parameters)
+    for ours, wanted in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-11)
+
+
+class DrawnAbove(TwoSitesGuide):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            y1 = pyro.sample("y1", dist.Categorical(logits=self.first * x.unsqueeze(-1)))
+            pyro.sample("y2", dist.Categorical(logits=self.table[y1]), infer=MARK)
+
+
+def test_nvil_with_nothing_drawn_is_the_elbo():
+    """Its baseline's loss leaves the enumerated mass alone."""
+    model, guide = Mixture(), ComponentGuide()
+    nvil = objectives.NVIL(x_dim=1).double()
+    parameters = parameters_of(model, guide)
+    wanted = torch.autograd.grad(estimate(objectives.elbo, model, guide, X, 3).surrogate.sum(), parameters)
+    for _ in range(3):  # with averages of every age
+        surrogate = estimate(nvil, model, guide, X, 3).surrogate.sum()
+        for ours, exact in zip(torch.autograd.grad(surrogate, parameters), wanted, strict=True):
+            torch.testing.assert_close(ours, exact)
+
+
 class DrawnBelow(TwoSitesGuide):
     def forward(self, x):
         with pyro.plate("data", x.shape[0], dim=-1):

@@ -24,6 +24,7 @@ from small import (
     LineGuide,
     Mixed,
     MixedGuide,
+    PenalisedBits,
     all_mixed_bits,
 )
 
@@ -154,6 +155,17 @@ def test_nvils_normalisation_rescales_the_score_alone():
     odds.assert_mean(drawn, halved)
     with pytest.raises(AssertionError, match="standard errors off"):
         odds.assert_mean(drawn, exact)
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_penalties_are_part_of_what_estimators_train(name):
+    model, guide = PenalisedBits(), BitsGuide()
+    x = torch.ones(2, dtype=DOUBLE)
+    exact, without = (flat(pv.exact_gradient(m, guide, x).values()) for m in (model, Bits()))
+    assert (exact - without).abs().max() > 0.1
+    odds.assert_mean(gradients(make(name, guide), model, guide, particles=2), exact)
+    value, _ = found = estimate(make(name, guide), model, guide, x, 2)
+    assert found.penalties["penalty_z"].shape == value.shape
 
 
 ELBOS = ("elbo", "elbo_kl", "reinforce", "rloo", "score_function", "stl")

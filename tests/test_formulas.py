@@ -7,7 +7,8 @@ biased from a wrong one; these do.
 from functools import partial
 from math import log
 
-import every
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from given import Given
@@ -218,34 +219,41 @@ def test_the_sleep_phase_raises_the_density_of_dreams():
 
 
 class Straight(Bits):
-    """A log-likelihood that is linear in the bits, for which going straight through is exact."""
+    """A log density that is linear in the bits."""
 
     def forward(self, x):
-        import pyro
-        import pyro.distributions as dist
-
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(2, dtype=DOUBLE)).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=torch.zeros_like(x)), obs=x)
             pyro.factor("linear", z @ self.weight)
 
 
-def test_going_straight_through_gives_the_slope_in_the_mean():
-    """The gradient in the logits is slope times p(1 - p), from every single draw."""
+def slope_of_mean(site, latent):
+    return site.mean * (1 - site.mean)
+
+
+def slope_of_relaxation(site, latent):
+    relaxed = site.relaxed(latent, 0.7)
+    return relaxed * (1 - relaxed) / 0.7
+
+
+@pytest.mark.parametrize(
+    ("objective", "slope"),
+    [
+        (objectives.StraightThrough(), slope_of_mean),
+        (objectives.StraightThroughGumbel(0.7), slope_of_relaxation),
+    ],
+    ids=["mean", "relaxation"],
+)
+def test_going_straight_through_follows_the_stand_in(objective, slope):
+    """log w is linear in the bits, with slopes weight - logits: draw by draw the gradient is known."""
     model, guide, x = Straight(), BitsGuide(), torch.ones(5, dtype=DOUBLE)
-    drawn = pv.weigh(model, guide, x, 1)
-    surrogate = estimate(objectives.StraightThrough(), model, guide, x, 1).surrogate.mean()
-    (found,) = torch.autograd.grad(surrogate, [*guide.parameters()])
-    probs = (guide.logits + 1).sigmoid()
-    # d/dz (z w - log q) at any z, with log q linear in z of slope logit; and -d log q / dlogits at the draw.
-    del drawn
     torch.manual_seed(7)
-    surrogate = estimate(objectives.StraightThrough(), model, guide, x, 1).surrogate.mean()
+    surrogate = estimate(objective, model, guide, x, 1).surrogate.mean()
     (found,) = torch.autograd.grad(surrogate, [*guide.parameters()])
     torch.manual_seed(7)
-    noise = torch.rand(1, 5, 2, dtype=DOUBLE)
-    z = Binary(torch.distributions.Bernoulli(logits=(guide.logits + 1).expand(1, 5, 2)))
-    hard = z.hard(z.latent(noise)).detach()
-    slope = model.weight - (guide.logits + 1)
-    wanted = slope * probs * (1 - probs) - (hard.mean((0, 1)) - probs)
-    torch.testing.assert_close(found, wanted.detach(), rtol=1e-6, atol=1e-6)
+    site = Binary(torch.distributions.Bernoulli(logits=(guide.logits + 1).detach().expand(1, 5, 2)))
+    latent = site.latent(site.noise())
+    direct = -(site.hard(latent) - site.mean)  # of -log q at the draw
+    wanted = (model.weight - site.logits) * slope(site, latent) + direct
+    torch.testing.assert_close(found, wanted.detach().mean((0, 1)))

@@ -1,5 +1,8 @@
 """Estimators with state: saved, resumed, advanced once an update; schedules."""
 
+import warnings
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -61,13 +64,17 @@ def test_nvils_averages_move_with_every_batch_and_not_in_validation():
 
 
 class Raised(Bits):
-    """The bits with every log-weight raised by a constant."""
+    """The bits with every log-weight raised, by a number that may depend on the datum."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
 
     def forward(self, x):
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
-            pyro.factor("level", torch.full_like(x, 500.0))
+            pyro.factor("level", self.level(x))
 
 
 def test_nvils_first_gradient_does_not_depend_on_the_level_of_the_bound():
@@ -78,7 +85,119 @@ def test_nvils_first_gradient_does_not_depend_on_the_level_of_the_bound():
         surrogate = nvil.estimate(model, guide, X, 3).surrogate
         return torch.cat([g.flatten() for g in torch.autograd.grad(surrogate.mean(), [*guide.parameters()])])
 
-    torch.testing.assert_close(first_gradient(Raised()), first_gradient(Bits()))
+    torch.testing.assert_close(first_gradient(Raised(lambda x: torch.full_like(x, 500.0))), first_gradient(Bits()))
+
+
+def test_nvils_averages_are_weighted_by_their_age():
+    """The first batch's own, then lerped towards each batch, of what the draws earn."""
+    nvil = objectives.NVIL(x_dim=1, hidden=4, decay=0.7).double()
+    model, guide, mean, variance = Bits(), BitsGuide(), None, None
+    for seed in range(4):
+        torch.manual_seed(seed)
+        log_w = pv.weigh(model, guide, X, 3).log_w.detach()
+        torch.manual_seed(seed)
+        nvil.estimate(model, guide, X, 3)
+        own = log_w.mean(), log_w.var(correction=0)
+        mean, variance = own if seed == 0 else (0.7 * mean + 0.3 * own[0], 0.7 * variance + 0.3 * own[1])
+    torch.testing.assert_close(nvil.mean, mean)
+    torch.testing.assert_close(nvil.variance, variance)
+
+
+def trained_alone(objective, model, steps, lr=0.05):
+    """Train an estimator's own parameters, with model and guide as they are; return the variances before and after."""
+    guide = BitsGuide()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=lr)
+
+    def variance():
+        return pv.gradient_statistics(model, guide, X, objective, 1, 400)["guide"].variance
+
+    before = variance()
+    for seed in range(steps):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        (-objective.estimate(model, guide, X.repeat(20), 1).surrogate.mean()).backward()
+        optimizer.step()
+    return before, variance()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: objectives.REBAR(temperature=3.0, scale=3.0),
+        lambda: objectives.RELAX(3.0, 3.0, z=nets.MLP(2, (4,), 1)),
+    ],
+    ids=["REBAR", "RELAX"],
+)
+def test_control_variates_learn_to_vary_less(make):
+    torch.manual_seed(0)
+    before, after = trained_alone(make().double(), Bits(), steps=150)
+    assert after < 0.6 * before
+
+
+def test_nvils_baseline_learns_what_the_datum_tells():
+    """Log-weights that are 0 or 6 as the datum is: their mean alone would leave a standard deviation of 3."""
+    torch.manual_seed(0)
+    nvil = objectives.NVIL(x_dim=1, hidden=8, normalise=False).double()
+    model = Raised(lambda x: 6 * x)
+    trained_alone(nvil, model, steps=150)
+    left = pv.gradient_statistics(model, BitsGuide(), X, nvil, 1, 400)["guide"].variance
+    nvil.baseline.requires_grad_(False).apply(lambda m: m.weight.zero_() if hasattr(m, "weight") else None)
+    nvil.baseline[-1].bias.zero_()
+    by_mean = pv.gradient_statistics(model, BitsGuide(), X, nvil, 1, 400)["guide"].variance
+    assert left < 0.2 * by_mean
+
+
+def test_a_schedule_inside_an_estimator_advances_with_it():
+    inner = objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0.0, 1.0, 5))
+    for outer in (objectives.Concrete(0.5, inner), objectives.StraightThroughGumbel(0.5, inner)):
+        inner.step.zero_()
+        model, guide = Bits(), BitsGuide()
+        optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()])
+        run(pv.svi_step(model, guide, outer.double(), 2, optimizer=optimizer), BATCHES)
+        assert inner.step == 4
+
+
+class Line(torch.nn.Module):
+    """Nothing discrete: z, and x given z."""
+
+    def __init__(self, role):
+        super().__init__()
+        self.role, self.loc = role, torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loc.expand_as(x), 1.0))
+            if self.role == "model":
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def first_step(objective, particles=3, hold_model=True):
+    model, guide = Line("model"), Line("guide")
+    held = [model.loc, guide.loc] if hold_model else [guide.loc]
+    pv.svi_step(model, guide, objective, particles, optimizer=torch.optim.Adam(held))(X)
+
+
+def test_a_step_says_when_an_estimator_finds_nothing_discrete():
+    with pytest.warns(
+        UserWarning, match="Concrete changes the gradients of discrete sites alone, and the guide draws no"
+    ):
+        first_step(objectives.Concrete())
+
+
+def test_a_step_says_when_an_upper_bound_has_too_few_particles():
+    with pytest.warns(UserWarning, match=r"cubo is an upper bound as K grows, and with 3 particles \(effective sample"):
+        first_step(objectives.cubo, hold_model=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first_step(objectives.cubo, particles=500, hold_model=False)
+
+
+def test_facts_of_an_estimator_are_those_of_the_bound_that_it_is_given():
+    upper = objectives.facts(partial(objectives.stl, bound=objectives.cubo))
+    assert (upper.upper, upper.linear, upper.path) == (True, False, objectives.stl.facts.path)
+    assert objectives.facts(objectives.Concrete(bound=objectives.jackknife)).min_particles == 2
+    with pytest.raises(ValueError, match="stl is an upper bound"):
+        first_step(partial(objectives.stl, bound=objectives.cubo))
 
 
 def test_a_schedule_advances_once_an_update_and_validation_stands_at_its_end():
@@ -118,7 +237,7 @@ def test_an_upper_bound_never_trains_a_model():
     ):
         pv.svi_step(model, guide, objectives.cubo, particles=3, optimizer=optimizer)(X)
     before = model.weight.clone()
-    pv.fit(model, guide, X, objective=objectives.cubo, particles=3, epochs=2)
+    pv.fit(model, guide, X, objective=objectives.cubo, particles=100, epochs=2)
     assert torch.equal(model.weight, before)
 
 
@@ -130,6 +249,26 @@ def test_an_upper_bound_never_trains_a_model():
         (lambda: objectives.Concrete(bound=objectives.dreg), "bound: dreg needs gradients of its own"),
         (lambda: objectives.StraightThrough(bound=objectives.NVIL(1)), "bound: expected a function of Particles"),
         (lambda: objectives.Scheduled(objectives.beta_elbo, beta=0.5), "beta: expected a function of the step"),
+        (
+            lambda: objectives.Scheduled(objectives.beta_elbo, gamma=len),
+            "gamma: beta_elbo has no such option; it has beta",
+        ),
+        (lambda: objectives.Concrete(float("nan")), "temperature: expected a positive number"),
+        (
+            lambda: objectives.Concrete(objectives.linear(1.0, 0.0, 9)),
+            "temperature: expected positive numbers at every",
+        ),
+        (lambda: objectives.REBAR(scale=float("inf")), "scale: expected a finite number"),
+        (lambda: objectives.RELAX(z=3), "z: expected a network"),
+        (lambda: objectives.NVIL(decay=1.0), "decay: expected a number from 0 to 1"),
+        (lambda: objectives.WakeSleep(-1.0, 2.0), "wake: expected a finite number of at least 0"),
+        (lambda: objectives.WakeSleep(0.0, 0.0), "wake, sleep: expected one above 0"),
+        (lambda: objectives.EUBO("exact"), "posterior: expected a guide"),
+        (lambda: objectives.linear(0.0, 1.0, 0), "steps: expected a whole number of at least 1"),
+        (lambda: objectives.cyclical(0.0, 1.0, 0), "period: expected a whole number of at least 1"),
+        (lambda: objectives.cyclical(0.0, 1.0, 9, rise=2.0), "rise: expected a share"),
+        (lambda: objectives.exponential(1.0, 0.5, rate=-1.0), "rate: expected a finite number of at least 0"),
+        (lambda: objectives.exponential(0.1, 0.5, rate=1.0), r"start: expected at least end \(0.5\)"),
     ],
 )
 def test_estimators_refuse_options_that_they_cannot_use(make, error):

@@ -7,7 +7,7 @@ from math import inf
 import pytest
 import torch
 from given import Given
-from small import DISCRETE, Bits, BitsGuide, all_bits
+from small import DISCRETE, Bits, BitsGuide, PenalisedBits, all_bits
 
 import ppl_vae as pv
 from ppl_vae import objectives
@@ -33,8 +33,8 @@ BOUNDS = every() | {
 DOUBLE = torch.float64
 
 
-def record(log_w):
-    return pv.Particles(log_p={"x": log_w}, log_q={})
+def record(log_w, **fields):
+    return pv.Particles(log_p={"x": log_w}, log_q={}, **fields)
 
 
 def sizes(bound, most=4):
@@ -248,17 +248,6 @@ def test_log_sum_of_others_is_the_sum_over_the_others():
     torch.testing.assert_close(objectives.discrete.log_sum_of_others(log_f), by_hand)
 
 
-class PenalisedBits(Bits):
-    def forward(self, x):
-        import pyro
-        import pyro.distributions as dist
-
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
-            pyro.factor("penalty_z", 3 * z.sum(-1))
-
-
 def test_penalties_train_discrete_guides_without_bias():
     model, guide = PenalisedBits(), BitsGuide()
     draws = all_bits(2)
@@ -273,14 +262,31 @@ def test_penalties_train_discrete_guides_without_bias():
     assert exact.abs().max() > 0.1
 
 
-def test_impossible_draws_stay_impossible():
-    score = {"z": torch.randn(2, 1, requires_grad=True)}
-    log_w = torch.tensor([[0.0], [-torch.inf]])
-    some = pv.Particles(log_p={"x": log_w}, log_q={}, score=score)
-    none = pv.Particles(log_p={"x": torch.full((2, 1), -torch.inf)}, log_q={}, score=score)
-    assert objectives.elbo(some).isneginf()
-    assert objectives.iwae(some).isfinite()
-    assert objectives.iwae(none).isneginf()
+# Of four draws of which one is impossible: what sums weights is finite, what averages their logarithms is not.
+AVERAGING = {
+    *("elbo", "elbo_kl", "beta_elbo", "free_bits", "reinforce", "rloo", "score_function", "stl", "ciwae", "tvo"),
+    *("renyi(1)", "renyi(2)", "beta_elbo(4)"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_impossible_draws_make_no_nan(name):
+    bound = BOUNDS[name]
+    fields = (
+        {} if facts(bound).name == "dreg" else {"score": {"z": torch.randn(4, 2, dtype=DOUBLE, requires_grad=True)}}
+    )
+    finite = torch.randn(4, 2, dtype=DOUBLE, requires_grad=True)
+    for impossible in ([0], [2, 3], [0, 1, 2, 3]):
+        log_w = finite.index_fill(0, torch.tensor(impossible), -torch.inf)
+        value = bound(record(log_w, **fields))
+        assert not value.isnan().any()
+        if len(impossible) == 4 or name in AVERAGING:
+            assert value.isneginf().all()
+        elif len(impossible) == 1 and "miwae" not in name and name != "jackknife":
+            assert value.isfinite().all()
+        leaves = [finite, *fields.get("score", {}).values()]
+        found = torch.autograd.grad(value[value.isfinite()].sum() + 0 * finite.sum(), leaves, materialize_grads=True)
+        assert all(slope.isfinite().all() for slope in found)
 
 
 def test_objectives_refuse_particles_weighed_for_another():
@@ -295,6 +301,13 @@ def test_objectives_refuse_particles_weighed_for_another():
     [
         (partial(objectives.cubo, n=0.5), "n: expected a finite number of at least 1"),
         (partial(objectives.ciwae, beta=1.5), "beta: expected a weight from 0 to 1"),
+        (partial(objectives.renyi, alpha=float("nan")), "alpha: expected a number"),
+        (partial(objectives.dreg, alpha=inf), "alpha: expected a finite number"),
+        (partial(objectives.beta_elbo, beta=-1.0), "beta: expected a finite number of at least 0"),
+        (partial(objectives.free_bits, floor=float("nan")), "floor: expected a finite number of at least 0"),
+        (partial(objectives.ovis, gamma=2.0), "gamma: expected a number from 0 to 1"),
+        (partial(objectives.tvo, betas=(0.0, float("nan"), 1.0)), "betas: expected numbers that rise"),
+        (partial(objectives.miwae, groups=2.0), r"groups: 4 particles cannot be split evenly into 2.0"),
         (partial(objectives.tvo, betas=(0.0, 0.5)), "betas: expected numbers that rise from 0 to 1"),
         (partial(objectives.tvo, betas=(0.0, 0.7, 0.5, 1.0)), "betas: expected numbers that rise from 0 to 1"),
         (partial(objectives.piwae, groups=3), "groups: 4 particles cannot be split evenly"),

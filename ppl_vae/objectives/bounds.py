@@ -279,5 +279,6 @@ def jackknife(particles: Particles) -> Tensor:
     k = len(particles)
     log_w = particles.log_per_draw(particles.log_w)
     without = log_mean_of_others(log_w)
-    value = k * particles.log_mean(particles.log_w) - (k - 1) * without.mean(0)
-    return with_score(value, particles)
+    whole = particles.log_mean(particles.log_w)
+    debiased = k * whole - (k - 1) * without.mean(0)
+    return with_score(torch.where(whole.isneginf(), whole, debiased), particles)
