@@ -192,6 +192,28 @@ def test_loss_and_gradients_can_be_captured_as_one_graph(pair, objective):
         torch.testing.assert_close(captured, wanted)
 
 
+# Every option that is a number.
+OPTIONS = [
+    ("renyi", "alpha"),
+    ("dreg", "alpha"),
+    ("cubo", "n"),
+    ("ciwae", "beta"),
+    ("beta_elbo", "beta"),
+    ("free_bits", "floor"),
+    ("ovis", "gamma"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_options_on_a_schedule_are_not_read_off_the_device(name, option):
+    pair, (start, end) = pairs.make("vae", "normal"), (1.0, 2.0) if option == "n" else (0.2, 0.9)
+    scheduled = pv.objectives.Scheduled(
+        pv.objectives.every()[name], **{option: pv.objectives.linear(start, end, steps=10)}
+    )
+    test_loss_and_gradients_never_wait_for_the_device(pair, scheduled.double())
+    test_loss_and_gradients_can_be_captured_as_one_graph(pair, scheduled)
+
+
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_docstrings_say_what_a_program_is(kind):
     for name, program in zoo.discover(kind).items():

@@ -1,5 +1,6 @@
 """Against Pyro at the same seed, and the defects of its own parts that this library must not inherit."""
 
+import odds
 import pairs
 import pyro
 import pyro.distributions as dist
@@ -7,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
-from small import Bits, BitsGuide
+from small import Bits, BitsGuide, PenalisedBits
 
 import ppl_vae as pv
 
@@ -146,6 +147,73 @@ def test_pv_elbo_trains_registered_programs_under_svi():
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
+def bits_and(objective, particles=3, seed=0):
+    """Return an SVI over the two bits, whose own parameters come along."""
+    torch.manual_seed(seed)
+    pyro.clear_param_store()
+    model, guide = pv.registered(Bits()), pv.registered(BitsGuide())
+    return SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), pv.ELBO(objective, particles)), objective
+
+
+BITS = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+
+
+def test_pv_elbo_trains_an_estimators_own_parameters_and_advances_its_schedules():
+    svi, nvil = bits_and(pv.objectives.NVIL(x_dim=1, hidden=4).double())
+    before = [p.detach().clone() for p in nvil.parameters()]
+    svi.step(BITS)
+    svi.step(BITS)
+    assert all(not torch.equal(p, old) for p, old in zip(nvil.parameters(), before, strict=True))
+    warm_up = pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=4))
+    svi, _ = bits_and(warm_up)
+    for _ in range(3):
+        svi.step(BITS)
+    assert warm_up.step == 3
+    svi.evaluate_loss(BITS)
+    assert warm_up.step == 3  # no gradients, no update
+
+
+def test_as_a_module_pv_elbo_holds_an_estimators_own_parameters():
+    rebar = pv.objectives.REBAR().double()
+    loss = pv.ELBO(rebar, 2)(Bits(), BitsGuide())
+    assert {id(p) for p in rebar.parameters()} <= {id(p) for p in loss.parameters()}
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    before = rebar.scale.item()
+    loss(BITS).backward()
+    optimizer.step()
+    assert rebar.scale.item() != before
+
+
+def test_pv_elbo_refuses_to_train_a_model_by_an_upper_bound():
+    model, guide = Bits(), BitsGuide()
+    with pytest.raises(ValueError, match=r"cubo is an upper bound.*would train model.prior.*freeze the model"):
+        pv.ELBO(pv.objectives.cubo, 100)(model, guide)(BITS)
+    model.requires_grad_(False)
+    pv.ELBO(pv.objectives.cubo, 100)(model, guide)(BITS).backward()
+    assert guide.logits.grad.abs().max() > 0
+
+
+def test_pv_elbo_refuses_a_bound_that_forgets_the_score():
+    def forgetful(particles):
+        return particles.log_mean(particles.log_w)
+
+    with pytest.raises(ValueError, match="site 'z' without reparameterisation, and this bound does not use"):
+        pv.ELBO(forgetful, 3)(Bits(), BitsGuide())(BITS)
+
+
+@pytest.mark.parametrize("bound", [pv.objectives.elbo, pv.objectives.cubo], ids=lambda b: b.facts.name)
+def test_the_loss_is_what_goes_down(bound):
+    """Minus a lower bound or plus an upper one, less penalties: minus the surrogate's value."""
+    model, guide = PenalisedBits().requires_grad_(False), BitsGuide()
+    torch.manual_seed(3)
+    loss = pv.ELBO(bound, 100)(model, guide)(BITS)
+    torch.manual_seed(3)
+    found = pv.estimation.estimate(bound, model, guide, BITS, 100)
+    sign = 1 if bound.facts.upper else -1
+    wanted = sign * found.value - found.penalties["penalty_z"]
+    torch.testing.assert_close(loss.detach(), wanted.sum())
+
+
 def test_a_plain_module_under_svi_trains_nothing_without_registered():
     pair = pairs.make("vae", "normal")
     before = {name: p.detach().clone() for name, p in pair.parameters().items()}
@@ -239,6 +307,47 @@ def test_masks_of_the_batch_leave_data_out():
         torch.manual_seed(0)
         everything = pv.weigh(pair.model, pair.guide, x, particles=2).log_p["x"]
     torch.testing.assert_close(some, everything * mask)
+
+
+def masked(program, mask):
+    """Mask the latent of a program, and nothing else."""
+    if mask is None:
+        return program
+
+    def run(x):
+        with Masking("z", mask):
+            return program(x)
+
+    return run
+
+
+class Masking(poutine.messenger.Messenger):
+    """Mask one site."""
+
+    def __init__(self, name, mask):
+        super().__init__()
+        self.name, self.mask = name, mask
+
+    def _pyro_sample(self, msg):
+        if msg["name"] == self.name:
+            msg["mask"] = self.mask
+
+
+SOME = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize("masks", [(SOME, None), (None, SOME), (SOME, SOME), (SOME, ~SOME), (False, None)])
+def test_closed_forms_heed_the_masks_of_both_programs(masks):
+    """Where only one is masked there is no divergence left to know in closed form."""
+    pair = pairs.make("vae", "normal")
+    programs, x = [masked(p, m) for p, m in zip((pair.model, pair.guide), masks, strict=True)], pair.data(3)
+    torch.manual_seed(0)
+    drawn = pv.weigh(*programs, x, particles=40_000, kl=True)
+    _, divergences = pv.objectives.parts(drawn)
+    odds.assert_mean(divergences["z"], drawn.kl["z"].mean(0))
+    torch.testing.assert_close(
+        pv.objectives.elbo_kl(drawn) - pv.objectives.elbo(drawn), (divergences["z"] - drawn.kl["z"]).mean(0)
+    )
 
 
 def test_pv_elbo_maximises_penalties_as_trace_elbo_does():
