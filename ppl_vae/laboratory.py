@@ -140,7 +140,7 @@ def gradient_statistics(
     layout = _Layout(parameters, groups or _role)
     reference = None if exact is None else layout.flat(exact)
     draw = partial(_draw, objective, model, guide, batch, particles, list(parameters.values()))
-    with undisturbed(programs, seed, training=False), pyro.validation_enabled(False):
+    with undisturbed(programs, seed, training=False), pyro.validation_enabled(False), torch.enable_grad():
         draw()  # what a first call sets up is not timed
         measured = _measured(draw, draws, reference, layout)
     return GradientStatistics(
@@ -174,6 +174,10 @@ def _draw(
 ) -> Tensor:
     """Return one gradient of the mean over data, all parameters in one vector."""
     surrogate = estimate(objective, model, guide, batch, particles).surrogate.mean()
+    if not surrogate.requires_grad:
+        raise ValueError(
+            f"objective: {facts(objective).name} has no gradient in any parameter; take .detach() and no_grad out"
+        )
     return _flat(torch.autograd.grad(surrogate, parameters, materialize_grads=True))
 
 

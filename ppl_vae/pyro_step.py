@@ -1,20 +1,22 @@
 """Pyro's own objectives, ``Trace_ELBO`` and its kin, as steps of this library."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import ReweightedWakeSleep
+from pyro.infer import RenyiELBO, ReweightedWakeSleep
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_vae.batches import Batch
 from ppl_vae.checking import check_arguments
-from ppl_vae.contract import DATA_PLATE
+from ppl_vae.contract import DATA_PLATE, latents
 from ppl_vae.objectives import elbo, facts
 from ppl_vae.programs import Program, modes_and_buffers_kept, own_parameters, undisturbed
 from ppl_vae.svi import Info, SVIStep, check_optimizer, check_options
@@ -114,6 +116,21 @@ class PyroStep(SVIStep):
                 f"parameter {self._names(untrained)}: the optimizer holds it, but {facts(self.objective).name} gives "
                 "it no gradient, so it would never train; use it in the model or the guide, freeze it with "
                 "requires_grad_(False), or leave it out of the optimizer"
+            )
+        self._warn_of_untrained_draws(batch)
+
+    def _warn_of_untrained_draws(self, batch: Batch) -> None:
+        """At order 0 RenyiELBO drops the score of a draw, which its own log q in the weight cancels."""
+        if not isinstance(self.objective, RenyiELBO) or self.objective.alpha != 0:
+            return
+        with own_parameters(), torch.no_grad():
+            drawn = latents(poutine.trace(self.guide).get_trace(*batch))
+        discrete = [name for name, site in drawn.items() if not site["fn"].has_rsample]
+        if discrete:
+            warnings.warn(
+                f"objective: RenyiELBO(alpha=0) gives the guide no gradient through site '{discrete[0]}', which is "
+                "drawn without reparameterisation, so that it stays as it is; train on pv.objectives.vimco",
+                stacklevel=2,
             )
 
     def _ascend(self, batch: Batch) -> float:

@@ -111,8 +111,8 @@ def build(program: Any, options: Mapping[str, Any]) -> Any:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if missing := [name for name in needed if name not in options]:
         raise ValueError(
-            f"{program.__name__}: its constructor needs {', '.join(missing)}; give them defaults (those named "
-            f"{', '.join(options)} are filled in)"
+            f"{program.__name__}: its constructor needs {', '.join(missing)}, and a name alone gives it "
+            f"{', '.join(options)}; make it in Python, or, if it is yours, give the rest defaults"
         )
     return program(**{name: value for name, value in options.items() if takes(program, name)})
 

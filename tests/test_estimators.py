@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from given import Given
+from pyro import poutine
 from small import (
     DISCRETE,
     Bits,
@@ -166,6 +167,28 @@ def test_penalties_are_part_of_what_estimators_train(name):
     odds.assert_mean(gradients(make(name, guide), model, guide, particles=2), exact)
     value, _ = found = estimate(make(name, guide), model, guide, x, 2)
     assert found.penalties["penalty_z"].shape == value.shape
+
+
+def test_penalties_come_after_the_sign_of_an_upper_bound():
+    """Dreams and posterior draws heed penalties too: they are added to what is maximised."""
+    model, guide, x = PenalisedBits(), BitsGuide(), torch.ones(4, dtype=DOUBLE)
+    for objective in (objectives.EUBO(BitsGuide()), objectives.WakeSleep()):
+        torch.manual_seed(1)
+        with_it = estimate(objective, model, guide, x, 5)
+        torch.manual_seed(1)
+        without = estimate(objective, Bits(), guide, x, 5)
+        torch.testing.assert_close(with_it.value, without.value)
+        assert with_it.penalties["penalty_z"].min() >= 0
+        gain = (with_it.surrogate - without.surrogate).detach()
+        torch.testing.assert_close(gain, with_it.penalties["penalty_z"])
+
+
+def test_a_scale_inside_a_log_sum_exp_is_refused_whatever_stands_around_it():
+    pair = poutine.scale(Line(), 0.5), poutine.scale(LineGuide(), 0.5)
+    x = torch.ones(3, dtype=DOUBLE)
+    estimate(objectives.stl, *pair, x, 3)
+    with pytest.raises(pv.ContractError, match="scale of its own"):
+        estimate(partial(objectives.stl, bound=objectives.iwae), *pair, x, 3)
 
 
 ELBOS = ("elbo", "elbo_kl", "reinforce", "rloo", "score_function", "stl")

@@ -390,6 +390,14 @@ def test_a_parameter_that_would_never_train_is_named_and_nothing_changes():
     pv.fit(model, guide, x, Trace_ELBO(), epochs=1)
 
 
+def test_renyi_elbo_of_order_zero_says_that_it_leaves_a_discrete_guide_alone():
+    model, guide = Bits(), BitsGuide()
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()])
+    step = pv.svi_step(model, guide, RenyiELBO(alpha=0, num_particles=3), optimizer=optimizer)
+    with pytest.warns(UserWarning, match=r"no gradient through site 'z'.*train on pv.objectives.vimco"):
+        step(torch.ones(4, dtype=torch.float64))
+
+
 def test_mean_field_refuses_a_discrete_guide_as_pyro_does():
     model, guide, x = bits()
     before = state(model, guide)
