@@ -327,6 +327,7 @@ WRONG = {
     "dreg on bits": (objectives.dreg, Bits, BitsGuide, r"site 'z' is drawn without reparameterisation.*vimco"),
     "elbo_kl upward": (objectives.elbo_kl, Layers, LayersGuide, r"draws 'z1', 'z2', the model 'z2', 'z1'.*elbo"),
     "DisARM on a one-hot": (objectives.DisARM(), Choice, ChoiceGuide, r"site 'c' is one-hot.*MuProp"),
+    "EUBO of another posterior": (objectives.EUBO(ChoiceGuide()), Choice, BitsGuide, r"draws no site 'z'.*draws c"),
     "RELAX without network": (objectives.RELAX(), Bits, BitsGuide, r"no network for site 'z'.*RELAX\(z=nets.MLP\(2"),
 }
 

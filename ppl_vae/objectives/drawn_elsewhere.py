@@ -4,7 +4,7 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_vae.objectives.bounds import elbo, iwae
 from ppl_vae.objectives.options import checked, positive
@@ -121,10 +121,22 @@ class EUBO(nn.Module):
         self._posterior = (posterior,)  # in a tuple: its parameters are not ours to train
 
     def estimate(self, model: Any, guide: Any, batch: Any, particles: int = 1) -> Estimate:
-        """Return the upper bound, ``(B,)``, and what to differentiate."""
+        """Return the upper bound, ``(B,)``, and what to differentiate.
+
+        Raises:
+            ValueError: the guide draws a site that the posterior does not.
+        """
         with torch.no_grad():
             exact = weigh(model, self._posterior[0], batch, particles, linear=True).values
-        record = weigh(model, guide, batch, particles, linear=True, draw=lambda name, fn: exact[name])
+
+        def drawn(name: str, fn: Any) -> Tensor:
+            if name not in exact:
+                raise ValueError(
+                    f"posterior: it draws no site '{name}', as the guide does (it draws {', '.join(exact) or 'none'})"
+                )
+            return exact[name]
+
+        record = weigh(model, guide, batch, particles, linear=True, draw=drawn)
         value = elbo(record)
         penalties = {name: mean_penalty(penalty, record) for name, penalty in record.penalties.items()}
         detached = {name: penalty.detach() for name, penalty in penalties.items()}
