@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ppl_vae.objectives.vocabulary import Estimate, Objective, facts, mean_penalty
+from ppl_vae.objectives.vocabulary import Estimate, Objective, facts, mean_penalties
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program
 from ppl_vae.weighing import weigh
@@ -37,10 +37,8 @@ def estimate(objective: Any, model: Program, guide: Program, x: Any, particles: 
         return Estimate(value, sign * surrogate, getattr(found, "penalties", {}), getattr(found, "scale", 1.0))
     record = weigh_for(objective, model, guide, x, particles)
     value = objective(record)
-    penalties = {name: mean_penalty(penalty, record) for name, penalty in record.penalties.items()}
-    surrogate = sign * value + sum(penalties.values())
-    detached = {name: penalty.detach() for name, penalty in penalties.items()}
-    return Estimate(value.detach(), surrogate, detached, record.scale)
+    added, penalties = mean_penalties(record)
+    return Estimate(value.detach(), sign * value + added, penalties, record.scale)
 
 
 def weigh_for(objective: Objective, model: Program, guide: Program, x: Any, particles: int) -> Particles:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppl_vae.objectives.bounds import elbo, iwae
 from ppl_vae.objectives.options import checked, positive
-from ppl_vae.objectives.vocabulary import Estimate, mean_penalty, objective
+from ppl_vae.objectives.vocabulary import Estimate, mean_penalties, objective
 from ppl_vae.objectives.weighted import wake
 from ppl_vae.particles import Path
 from ppl_vae.weighing import dreamt_log_q, weigh
@@ -73,10 +73,8 @@ class WakeSleep(nn.Module):
         surrogate = wake(record, self.wake)
         if self.sleep:
             surrogate = surrogate + self.sleep * dreamt_log_q(model, guide, batch)
-        penalties = {name: mean_penalty(penalty, record) for name, penalty in record.penalties.items()}
-        detached = {name: penalty.detach() for name, penalty in penalties.items()}
-        value = self.bound(record).detach()
-        return Estimate(value, surrogate + sum(penalties.values()), detached, record.scale)
+        added, penalties = mean_penalties(record)
+        return Estimate(self.bound(record).detach(), surrogate + added, penalties, record.scale)
 
 
 @objective(
@@ -138,7 +136,6 @@ class EUBO(nn.Module):
 
         record = weigh(model, guide, batch, particles, linear=True, draw=drawn)
         value = elbo(record)
-        penalties = {name: mean_penalty(penalty, record) for name, penalty in record.penalties.items()}
-        detached = {name: penalty.detach() for name, penalty in penalties.items()}
+        added, penalties = mean_penalties(record)
         # Its sign is turned with that of the bound: what is added to an upper bound is made small.
-        return Estimate(value.detach(), value - sum(penalties.values()), detached, record.scale)
+        return Estimate(value.detach(), value - added, penalties, record.scale)

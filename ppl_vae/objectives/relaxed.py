@@ -9,7 +9,7 @@ from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Rule, relaxed_from
 from ppl_vae.objectives.relaxations import Variable, variable
 from ppl_vae.objectives.schedules import Schedule, Temperature
-from ppl_vae.objectives.vocabulary import Estimate, Objective, advance, around, facts, mean_penalty, objective
+from ppl_vae.objectives.vocabulary import Estimate, Objective, advance, around, facts, mean_penalties, objective
 from ppl_vae.particles import Particles, Path
 from ppl_vae.weighing import weigh
 
@@ -202,8 +202,7 @@ class StraightThroughGumbel(StraightThrough):
 
 
 def _estimate(bound: Objective, moving: Particles, exact: Particles) -> Estimate:
-    penalties = {name: mean_penalty(penalty, moving) for name, penalty in moving.penalties.items()}
-    surrogate = bound(moving) + sum(penalties.values())
+    surrogate = bound(moving) + mean_penalties(moving)[0]
     detached = {name: exact.mean(penalty).detach() for name, penalty in exact.penalties.items()}
     return Estimate(bound(exact).detach(), surrogate, detached, exact.scale)
 

@@ -18,6 +18,7 @@ __all__ = [
     "advance",
     "around",
     "facts",
+    "mean_penalties",
     "mean_penalty",
     "mean_with_score",
     "objective",
@@ -256,6 +257,17 @@ def mean_penalty(penalty: Tensor, particles: Particles) -> Tensor:
         tensor([1., 1.])
     """
     return mean_with_score(penalty, particles)
+
+
+def mean_penalties(particles: Particles) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """Return what the penalties add to a surrogate, and each of them as it is reported, ``(B,)``.
+
+    Example:
+        >>> mean_penalties(pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={}))
+        (0, {})
+    """
+    penalties = {name: mean_penalty(penalty, particles) for name, penalty in particles.penalties.items()}
+    return sum(penalties.values()), {name: penalty.detach() for name, penalty in penalties.items()}
 
 
 def split_path(f: Tensor, particles: Particles, direct: Tensor, path: Tensor) -> Tensor:
