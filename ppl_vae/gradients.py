@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["along", "gap", "zero_with_gradient"]
+__all__ = ["along", "gap", "weighted", "zero_with_gradient"]
 
 
 def zero_with_gradient(x: Tensor) -> Tensor:
@@ -28,6 +28,16 @@ def gap(signal: Tensor, baseline: Tensor | float) -> Tensor:
     """
     signal, baseline = signal.detach(), torch.as_tensor(baseline).detach()
     return (signal - baseline).masked_fill(signal.isinf() | baseline.isinf(), 0.0)
+
+
+def weighted(weight: Tensor | float, f: Tensor) -> Tensor:
+    """Return a term times its weight, which is nothing for a weight of zero, infinite or not.
+
+    Example:
+        >>> weighted(0.0, torch.tensor([1.0, -torch.inf]))
+        tensor([0., 0.])
+    """
+    return weight * f.masked_fill(torch.as_tensor(weight == 0, device=f.device), 0.0)
 
 
 def along(draw: Tensor, slope: Tensor, axes: int = 2) -> Tensor:

@@ -1,6 +1,8 @@
 """Both ways with Pyro: our programs under its ``SVI``, our bounds as its ``ELBO``."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -17,7 +19,7 @@ from ppl_vae.estimation import estimate
 from ppl_vae.gradients import zero_with_gradient
 from ppl_vae.objectives.vocabulary import Objective, advance, facts
 from ppl_vae.programs import Program, Programs, modules_of, program_name, pyros_parameters, undisturbed
-from ppl_vae.svi import check_options, check_upper
+from ppl_vae.svi import check_options
 
 __all__ = ["ELBO", "registered"]
 
@@ -71,6 +73,25 @@ class _Registered(nn.Module):
         return self._program[0](*args, **kwargs)
 
 
+def _trainable(model: Program) -> list[nn.Parameter]:
+    return [p for module in modules_of(model) for p in module.parameters() if p.requires_grad]
+
+
+@contextmanager
+def _frozen(model: Program) -> Iterator[None]:
+    """Leave a model's parameters out of the graphs that are made inside."""
+    parameters = _trainable(model)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store")
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+
 class _WithObjective(ELBOModule):
     """Pyro's module, with an estimator's parameters and buffers among its own."""
 
@@ -88,15 +109,16 @@ class ELBO(PyroELBO):
     the plate "data"; that of an upper bound, which is made small, is plus the sum.
 
     An estimator's own parameters are trained with the others. What follows the step (schedules) takes
-    each loss that is computed with gradients, in training mode, for an update.
+    each loss that is computed with gradients, in training mode, for an update. An upper bound fits the
+    guide alone: it would teach a model to make the data unlikely, whose parameters get no gradient.
 
     Args:
         objective: a bound, ``Particles -> (B,)``, or an estimator.
         num_particles: K.
 
     Raises:
-        ContractError, ValueError: with the first loss, as `svi_step` does: the programs or the objective
-            break what they promise, or an upper bound would train the model.
+        ContractError, ValueError: the programs do not fit each other, or the objective, looked at with the
+            first loss of a pair, breaks what it promises.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -111,7 +133,7 @@ class ELBO(PyroELBO):
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.objective = objective
         self._name = f"{facts(objective).name}_{next(_instances)}"
-        self._checked = False
+        self._checked: list[tuple[Program, Program]] = []
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """Return a module whose parameters are those of model, guide and objective, and whose value is the loss."""
@@ -121,10 +143,10 @@ class ELBO(PyroELBO):
         """Return minus the bound, summed over data, with its gradient."""
         batch, learning = as_batch(args), torch.is_grad_enabled()
         with pyros_parameters():
-            if learning and not self._checked:
-                self._check(model, guide, batch)
-            self._declare()
-            found = estimate(self.objective, model, guide, batch, self.num_particles)
+            if learning:
+                self._check_once(model, guide, batch)
+            with _frozen(model) if facts(self.objective).upper else nullcontext():
+                found = estimate(self.objective, model, guide, batch, self.num_particles)
         if learning and getattr(self.objective, "training", True):
             advance(self.objective)
         # The value is the bound's; a surrogate that only has a gradient is worth nothing.
@@ -143,6 +165,7 @@ class ELBO(PyroELBO):
         Warns if no param site was met: then ``SVI`` has nothing to train (see `registered`).
         """
         with poutine.trace(param_only=True) as tracer:
+            self._declare()
             loss = self.differentiable_loss(model, guide, *args)
         if not tracer.trace.nodes:
             warnings.warn(
@@ -156,12 +179,20 @@ class ELBO(PyroELBO):
         if isinstance(self.objective, nn.Module) and any(True for _ in self.objective.parameters()):
             pyro.module(self._name, self.objective)
 
-    def _check(self, model: Program, guide: Program, batch: Batch) -> None:
-        programs = Programs(model, guide, self.objective).run_once(model, guide, batch)
-        check_upper(self.objective, programs.parameters(), "freeze the model with requires_grad_(False)")
+    def _check_once(self, model: Program, guide: Program, batch: Batch) -> None:
+        """Hold the objective to what it promises, with the first loss of each pair."""
+        if any(model is one and guide is other for one, other in self._checked):
+            return
+        programs = Programs(model, guide, self.objective)
         with undisturbed(programs):
             check_objective(self.objective, model, guide, batch, self.num_particles)
-        self._checked = True
+        if facts(self.objective).upper and _trainable(model):
+            warnings.warn(
+                f"objective: {facts(self.objective).name} is an upper bound, which fits the guide alone: the model's "
+                "parameters get no gradient",
+                stacklevel=3,
+            )
+        self._checked.append((model, guide))
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         raise NotImplementedError("traces are made by ppl_vae.weigh")

@@ -55,7 +55,9 @@ def expected_bound(
         torch.Size([4])
     """
     _check(bound, particles)
-    corners, log_rule = _corners(model, guide, x, whole("nodes", nodes))
+    if whole("nodes", nodes) > 100:
+        raise ValueError(f"nodes: expected at most 100, beyond which the rule's weights are too small, found {nodes}")
+    corners, log_rule = _corners(model, guide, x, nodes)
     options = {"linear": facts(bound).linear, "kl": facts(bound).kl}
     together = max(map(len, corners.values()), default=1)
     record = weigh(model, guide, x, together, draw=_each(corners), **options)
@@ -86,8 +88,8 @@ def _check(bound: Objective, particles: int) -> None:
 def _check_count(count: int, what: str) -> None:
     if count > MOST:
         raise ValueError(
-            f"guide: {what} make more than {MOST:,} to list; take smaller latents, fewer particles, or compare with a "
-            "long run of an unbiased estimator such as objectives.rloo"
+            f"guide: {what} make more than {MOST:,} to list; take smaller latents, fewer particles or nodes, or "
+            "compare with a long run of an unbiased estimator such as objectives.rloo"
         )
 
 
@@ -192,4 +194,4 @@ def _gathered(record: Particles, tuples: Tensor) -> Particles:
         return {name: density[tuples].transpose(0, 1).flatten(1) for name, density in flat.items()}
 
     parts = {name: gathered(getattr(record, name)) for name in ("log_p", "log_q", "penalties", "kl")}
-    return Particles(**parts, scale=record.scale, path=record.path)
+    return Particles(**parts, scale=record.scale, summed=record.summed, path=record.path)

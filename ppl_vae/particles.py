@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import reduce
 from math import log
+from numbers import Integral
 from operator import add
 
+import torch
 from torch import Tensor
 
 __all__ = ["Particles", "Path"]
@@ -99,7 +101,7 @@ class Particles:
             >>> pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}).log_mean(torch.zeros(2, 1))
             tensor([0.])
         """
-        return (log_f + self.log_mass).flatten(0, -2).logsumexp(0)
+        return log_sum((log_f + self.log_mass).flatten(0, -2))
 
     def per_draw(self, f: Tensor) -> Tensor:
         """Average values over what the guide enumerated; one is left for each draw, ``(K, B)``.
@@ -123,7 +125,7 @@ class Particles:
         """
         if not self.enumerated:
             return log_f
-        return (log_f + self.log_mass + log(len(self))).flatten(0, -3).logsumexp(0)
+        return log_sum((log_f + self.log_mass + log(len(self))).flatten(0, -3))
 
     def split(self, groups: int) -> list["Particles"]:
         """Return the particles in groups of equal size.
@@ -132,7 +134,7 @@ class Particles:
             >>> [len(group) for group in pv.Particles(log_p={"x": torch.zeros(6, 1)}, log_q={}).split(3)]
             [2, 2, 2]
         """
-        if not isinstance(groups, int) or groups < 1 or len(self) % groups:
+        if isinstance(groups, bool) or not isinstance(groups, Integral) or groups < 1 or len(self) % groups:
             raise ValueError(f"groups: {len(self)} particles cannot be split evenly into {groups!r} groups")
         size = len(self) // groups
 
@@ -164,16 +166,30 @@ def total(densities: Mapping[str, Tensor]) -> Tensor:
     return reduce(add, densities.values())
 
 
+def log_sum(log_f: Tensor) -> Tensor:
+    """Return the logarithm of a sum along the first axis; an infinite one has no gradient, rather than nan.
+
+    Example:
+        >>> log_sum(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]))
+        tensor([0.6931,   -inf])
+    """
+    largest = log_f.detach().amax(0)
+    infinite = largest.isinf()
+    return torch.where(infinite, largest, log_f.masked_fill(infinite, 0.0).logsumexp(0))
+
+
 def shares(log_w: Tensor, axis: int) -> Tensor:
-    """Return weights over their sum; where all are zero, equal ones.
+    """Return weights over their sum, without gradient; where all are zero, or some infinite, these are equal.
 
     Example:
         >>> shares(torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf]]), 0)
         tensor([[1.0000, 0.5000],
                 [0.0000, 0.5000]])
     """
-    none = log_w.isneginf().all(axis, keepdim=True)
-    return log_w.masked_fill(none, 0.0).softmax(axis)
+    log_w = log_w.detach()
+    largest = log_w.amax(axis, keepdim=True)
+    among_infinite = torch.where(log_w == largest, 0.0, -torch.inf)
+    return torch.where(largest.isinf(), among_infinite, log_w).softmax(axis)
 
 
 def finite_mass(log_q: Tensor) -> Tensor:

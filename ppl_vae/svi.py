@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
@@ -16,7 +17,7 @@ from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 
-__all__ = ["Info", "SVIStep", "check_optimizer", "check_options", "check_upper"]
+__all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, object
         raise ValueError(
             f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
         )
-    trained = {name: p for name, p in parameters.items() if id(p) in held}
-    check_upper(objective, trained, "make the optimizer of guide.parameters()")
-
-
-def check_upper(objective: Any, trained: Mapping[str, Any], repair: str) -> None:
-    """Raise if an upper bound would train a model, given the parameters that it would train by name."""
-    wrong = [name for name in trained if name.startswith("model")]
+    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
     if facts(objective).upper and wrong:
         raise ValueError(
             f"objective: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
-            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; {repair}"
+            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; make the optimizer of "
+            "guide.parameters()"
         )
+
+
+def inner_function(objective: Any) -> Any:
+    """Return what any number of ``functools.partial`` go around."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    return objective
 
 
 def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002
@@ -141,8 +144,14 @@ def check_options(objective: Objective, particles: int, compile: bool | str) -> 
         raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
     if compile not in ("auto", False):
         raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
-    if isinstance(objective, type):
-        raise TypeError(f"objective: {objective.__name__} is a class; pass one made of it, {objective.__name__}(...)")
+    whole = inner_function(objective)
+    if isinstance(whole, type):
+        raise TypeError(f"objective: {whole.__name__} is a class; pass one made of it, {whole.__name__}(...)")
+    if isinstance(objective, partial) and any(isinstance(p, nn.Module) for p in (whole, *objective.keywords.values())):
+        raise TypeError(
+            "objective: a functools.partial around a module hides its parameters and its state, which would neither "
+            "train nor be saved; give the module itself, such as Scheduled(bound, ...) or Concrete(bound=...)"
+        )
     if (not callable(objective) and not hasattr(objective, "estimate")) or isinstance(objective, pyro.infer.ELBO):
         raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
     if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:

@@ -33,6 +33,7 @@ import ppl_vae as pv
 from ppl_vae import objectives
 from ppl_vae.estimation import estimate, weigh_for
 from ppl_vae.objectives import facts
+from ppl_vae.particles import Path
 
 DOUBLE = torch.float64
 X = 0.8
@@ -167,6 +168,41 @@ def test_penalties_are_part_of_what_estimators_train(name):
     odds.assert_mean(gradients(make(name, guide), model, guide, particles=2), exact)
     value, _ = found = estimate(make(name, guide), model, guide, x, 2)
     assert found.penalties["penalty_z"].shape == value.shape
+
+
+class Barred(Bits):
+    """Both bits on is impossible."""
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
+            pyro.factor("bar", torch.where(z.prod(-1) > 0.9, -torch.inf, 0.0))
+
+
+@pytest.mark.parametrize("name", [*UNBIASED, *BIASED])
+def test_impossible_draws_leave_gradients_finite(name):
+    model, guide = Barred(), BitsGuide()
+    torch.manual_seed(0)
+    value, surrogate = estimate(make(name, guide), model, guide, torch.ones(50, dtype=DOUBLE), 2)
+    assert value.isneginf().any()
+    assert value.isfinite().any()
+    found = torch.autograd.grad(surrogate.sum(), parameters_of(model, guide))
+    assert all(slope.isfinite().all() for slope in found)
+
+
+def test_the_penalties_of_wake_sleep_have_the_score_of_its_draws():
+    guide, x = BitsGuide(), torch.ones(4, dtype=DOUBLE)
+    found = []
+    for model in (PenalisedBits(), Bits()):
+        torch.manual_seed(1)
+        surrogate = estimate(objectives.WakeSleep(), model, guide, x, 5).surrogate
+        found.append(torch.autograd.grad(surrogate.sum(), guide.logits)[0])
+    torch.manual_seed(1)
+    drawn = pv.weigh(PenalisedBits(), guide, x, 5, path=Path.NONE)
+    signal = drawn.penalties["penalty_z"] * drawn.log_q["z"]
+    wanted = torch.autograd.grad(signal.mean(0).sum(), guide.logits)[0]
+    torch.testing.assert_close(found[0] - found[1], wanted)
 
 
 def test_penalties_come_after_the_sign_of_an_upper_bound():

@@ -11,6 +11,7 @@ import odds
 import pyro
 import pyro.distributions as dist
 import pytest
+import test_enumeration
 import test_estimators
 import torch
 from given import Given
@@ -144,6 +145,13 @@ def test_normal_latents_are_integrated(name):
         found = exact_gradient(model, guide, x, bound, particles, nodes)
         assert list(found) == list(named(model, guide))
         torch.testing.assert_close(torch.cat([g.flatten() for g in found.values()]), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_latents_that_the_model_sums_out_keep_their_name():
+    """y -> z -> x with y summed out: a divergence of z is found beside it."""
+    model, guide = test_enumeration.SemiSupervised({"enumerate": "parallel"}), test_enumeration.StyleAlone()
+    x = torch.tensor([0.3, -1.2], dtype=torch.float64)
+    assert_same(exact_gradient(model, guide, x, objectives.beta_elbo), exact_gradient(model, guide, x))
 
 
 def test_a_polynomial_needs_few_nodes():

@@ -241,6 +241,22 @@ def test_an_upper_bound_never_trains_a_model():
     assert torch.equal(model.weight, before)
 
 
+def test_objectives_that_no_step_can_hold_are_refused():
+    warm_up = objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0.0, 1.0, 5))
+    pair, optimizer = (Bits(), BitsGuide()), torch.optim.Adam([torch.nn.Parameter(torch.zeros(()))])
+    for wrong, error in (
+        (objectives.DisARM, r"DisARM is a class; pass one made of it, DisARM\(...\)"),
+        (partial(objectives.NVIL, x_dim=1), "NVIL is a class"),
+        (pyro.infer.Trace_ELBO, "Trace_ELBO is a class"),
+        (partial(objectives.stl, bound=warm_up), "functools.partial around a module hides"),
+        ("elbo", "expected a function of Particles"),
+    ):
+        with pytest.raises(TypeError, match=error):
+            pv.svi_step(*pair, wrong, optimizer=optimizer)
+    with pytest.raises(ValueError, match="particles: expected a whole number of at least 1, found True"):
+        pv.svi_step(*pair, objectives.elbo, particles=True, optimizer=optimizer)
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
@@ -253,6 +269,14 @@ def test_an_upper_bound_never_trains_a_model():
             lambda: objectives.Scheduled(objectives.beta_elbo, gamma=len),
             "gamma: beta_elbo has no such option; it has beta",
         ),
+        (
+            lambda: objectives.Scheduled(objectives.ciwae, beta=objectives.linear(0.0, 2.0, 4)),
+            "beta: expected a weight",
+        ),
+        (lambda: objectives.Scheduled(objectives.Concrete, temperature=len), "bound: expected a function of Particles"),
+        (lambda: objectives.Concrete(torch.tensor(float("nan"))), "temperature: expected a positive number"),
+        (lambda: objectives.NVIL(baseline=3), "baseline: expected a network"),
+        (lambda: objectives.NVIL(hidden=0), "hidden: expected a whole number of at least 1"),
         (lambda: objectives.Concrete(float("nan")), "temperature: expected a positive number"),
         (
             lambda: objectives.Concrete(objectives.linear(1.0, 0.0, 9)),

@@ -262,31 +262,49 @@ def test_penalties_train_discrete_guides_without_bias():
     assert exact.abs().max() > 0.1
 
 
-# Of four draws of which one is impossible: what sums weights is finite, what averages their logarithms is not.
+# What averages log-weights is minus infinity with one impossible draw; what sums weights needs all of them to be.
 AVERAGING = {
     *("elbo", "elbo_kl", "beta_elbo", "free_bits", "reinforce", "rloo", "score_function", "stl", "ciwae", "tvo"),
-    *("renyi(1)", "renyi(2)", "beta_elbo(4)"),
+    *("renyi(1)", "renyi(2)", "beta_elbo(4)", "ciwae(1)", "dreg(1)", "dreg(2)"),
+}
+EDGES = {
+    "ciwae(0)": partial(objectives.ciwae, beta=0.0),
+    "ciwae(1)": partial(objectives.ciwae, beta=1.0),
+    "dreg(1)": partial(objectives.dreg, alpha=1.0),
+    "dreg(2)": partial(objectives.dreg, alpha=2.0),
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-def test_impossible_draws_make_no_nan(name):
-    bound = BOUNDS[name]
-    fields = (
-        {} if facts(bound).name == "dreg" else {"score": {"z": torch.randn(4, 2, dtype=DOUBLE, requires_grad=True)}}
-    )
-    finite = torch.randn(4, 2, dtype=DOUBLE, requires_grad=True)
-    for impossible in ([0], [2, 3], [0, 1, 2, 3]):
-        log_w = finite.index_fill(0, torch.tensor(impossible), -torch.inf)
-        value = bound(record(log_w, **fields))
-        assert not value.isnan().any()
-        if len(impossible) == 4 or name in AVERAGING:
-            assert value.isneginf().all()
-        elif len(impossible) == 1 and "miwae" not in name and name != "jackknife":
-            assert value.isfinite().all()
-        leaves = [finite, *fields.get("score", {}).values()]
-        found = torch.autograd.grad(value[value.isfinite()].sum() + 0 * finite.sum(), leaves, materialize_grads=True)
-        assert all(slope.isfinite().all() for slope in found)
+@pytest.mark.parametrize("impossible", [[0], [2, 3], [0, 1, 2], [0, 1, 2, 3]], ids=len)
+@pytest.mark.parametrize("name", [*BOUNDS, *EDGES])
+def test_impossible_draws_make_no_nan(name, impossible):
+    """For one datum of two; the other learns what it learns alone."""
+    bound = {**BOUNDS, **EDGES}[name]
+    scored = facts(bound).name != "dreg"
+    finite, score = (torch.randn(4, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    none = torch.zeros(4, 2, dtype=DOUBLE)
+    none[impossible, 0] = -torch.inf
+    leaves = [finite, score] if scored else [finite]
+    value = bound(record(finite + none, **({"score": {"z": score}} if scored else {})))
+    if len(impossible) == 4 or name in AVERAGING:
+        assert value[0].isneginf()
+    elif ("miwae" not in name and name != "jackknife") or len(impossible) == 1:
+        assert value[0].isfinite()
+    assert not value.isnan().any()
+    assert not value.isposinf().any()
+    found = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+    assert all(slope.isfinite().all() for slope in found)
+    whole = bound(record(finite, **({"score": {"z": score}} if scored else {})))
+    torch.testing.assert_close(value[1], whole[1])
+    for slope, alone in zip(found, torch.autograd.grad(whole.sum(), leaves, materialize_grads=True), strict=True):
+        torch.testing.assert_close(slope[:, 1], alone[:, 1])
+
+
+def test_warm_up_starts_where_the_prior_has_no_mass():
+    """Divergences that are infinite and weigh nothing."""
+    z, x = {"z": torch.full((3, 2), -torch.inf)}, {"x": torch.randn(3, 2)}
+    drawn = pv.Particles(log_p={**z, **x}, log_q={"z": torch.zeros(3, 2)}, values=x)
+    torch.testing.assert_close(objectives.beta_elbo(drawn, beta=0.0), x["x"].mean(0))
 
 
 def test_objectives_refuse_particles_weighed_for_another():

@@ -184,13 +184,25 @@ def test_as_a_module_pv_elbo_holds_an_estimators_own_parameters():
     assert rebar.scale.item() != before
 
 
-def test_pv_elbo_refuses_to_train_a_model_by_an_upper_bound():
-    model, guide = Bits(), BitsGuide()
-    with pytest.raises(ValueError, match=r"cubo is an upper bound.*would train model.prior.*freeze the model"):
-        pv.ELBO(pv.objectives.cubo, 100)(model, guide)(BITS)
-    model.requires_grad_(False)
-    pv.ELBO(pv.objectives.cubo, 100)(model, guide)(BITS).backward()
-    assert guide.logits.grad.abs().max() > 0
+def test_pv_elbo_never_trains_a_model_by_an_upper_bound():
+    """One object for two pairs, as a module and under SVI: the model stays, and is said to."""
+    loss, before = pv.ELBO(pv.objectives.cubo, 100), Bits().weight
+    for _ in range(2):
+        model, guide = Bits(), BitsGuide()
+        with pytest.warns(UserWarning, match="cubo is an upper bound, which fits the guide alone"):
+            loss(model, guide)(BITS).backward()
+        assert guide.logits.grad.abs().max() > 0
+        assert model.weight.grad is None
+        assert model.weight.requires_grad
+        SVI(pv.registered(model), pv.registered(guide), pyro.optim.Adam({"lr": 0.1}), loss).step(BITS)
+        assert torch.equal(model.weight, before)
+    pyro.clear_param_store()
+
+
+def test_as_a_module_pv_elbo_leaves_pyros_store_alone():
+    pyro.clear_param_store()
+    pv.ELBO(pv.objectives.REBAR().double(), 2)(Bits(), BitsGuide())(BITS).backward()
+    assert not list(pyro.get_param_store())
 
 
 def test_pv_elbo_refuses_a_bound_that_forgets_the_score():
@@ -334,6 +346,25 @@ class Masking(poutine.messenger.Messenger):
 
 
 SOME = torch.tensor([True, False, True])
+
+
+def test_masked_distributions_have_no_closed_form():
+    """Pyro's covers what either masks, and the difference of the log densities does not."""
+
+    class Hidden(poutine.messenger.Messenger):
+        def __init__(self, mask):
+            super().__init__()
+            self.mask = mask
+
+        def _pyro_sample(self, msg):
+            if msg["name"] == "z":
+                msg["fn"] = msg["fn"].mask(self.mask)
+
+    pair = pairs.make("vae", "normal")
+    with pyro.validation_enabled(False):
+        drawn = pv.weigh(Hidden(SOME)(pair.model), Hidden(~SOME)(pair.guide), pair.data(3), particles=5, kl=True)
+    assert not drawn.kl
+    torch.testing.assert_close(pv.objectives.elbo_kl(drawn), pv.objectives.elbo(drawn))
 
 
 @pytest.mark.parametrize("masks", [(SOME, None), (None, SOME), (SOME, SOME), (SOME, ~SOME), (False, None)])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.gradients import along
+from ppl_vae.gradients import along, gap
 from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Hard, earnings, estimate_elbo, following
 from ppl_vae.objectives.relaxations import Binary
@@ -61,8 +61,8 @@ class ARM(nn.Module):
                 rule = following(drawn, name, opposite, later=lambda later, fn: None)
                 with torch.no_grad():
                     other = earnings(weigh(model, guide, batch, particles, linear=True, draw=rule))
-                gap = (earned - other).reshape(earned.shape + (1,) * (u.dim() - 2))
-                slope = gap * self.coefficient(u, site.logits.detach(), drawn.values[name], opposite)
+                difference = gap(earned, other).reshape(earned.shape + (1,) * (u.dim() - 2))
+                slope = difference * self.coefficient(u, site.logits.detach(), drawn.values[name], opposite)
                 surrogate = surrogate + along(site.logits, slope)
             return surrogate
 

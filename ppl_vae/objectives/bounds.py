@@ -5,6 +5,7 @@ from math import inf, isinf
 import torch
 from torch import Tensor
 
+from ppl_vae.gradients import weighted
 from ppl_vae.objectives.discrete import log_mean_of_others
 from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
@@ -121,21 +122,22 @@ def power_mean(particles: Particles, power: float | Tensor) -> Tensor:
     the weights are taken around their centre, by the functions that are exact about zero.
 
     Example:
-        >>> power_mean(pv.Particles(log_p={"x": torch.tensor([[-2.0], [-4.0]])}, log_q={}), 1e-9)
-        tensor([-3.])
+        >>> particles = pv.Particles(log_p={"x": torch.tensor([[-2.0], [-4.0]])}, log_q={})
+        >>> power_mean(particles, 1e-9), power_mean(particles, 0.0)
+        (tensor([-3.]), tensor([-3.]))
     """
     log_w = particles.log_w
     if not isinstance(power, Tensor) and isinf(power):
         flat = log_w.flatten(0, -2)
         return flat.amax(0) if power > 0 else flat.amin(0)
     power = torch.as_tensor(power, dtype=log_w.dtype, device=log_w.device)
-    power = torch.where(power == 0, torch.finfo(log_w.dtype).eps, power)
+    zero, power = power == 0, torch.where(power == 0, 1.0, power)
     centre = log_w.detach().nan_to_num(neginf=0.0, nan=torch.nan).flatten(0, -2).mean(0)
     u = power * (log_w - centre)
     small = u.detach().abs().flatten(0, -2).amax(0) < 0.5
     near = particles.mean(u.masked_fill(~small, 0.0).expm1()).log1p()
     far = particles.log_mean(u)
-    return centre + torch.where(small, near, far) / power
+    return torch.where(zero, particles.mean(log_w), centre + torch.where(small, near, far) / power)
 
 
 @objective(
@@ -245,7 +247,7 @@ def ciwae(particles: Particles, beta: float = 0.5) -> Tensor:
         tensor([-2.])
     """
     checked("beta", beta, "a weight from 0 to 1", lambda b: 0 <= b <= 1)
-    return beta * elbo(particles) + (1 - beta) * iwae(particles)
+    return weighted(beta, elbo(particles)) + weighted(1 - beta, iwae(particles))
 
 
 @objective(
@@ -261,7 +263,8 @@ def jackknife(particles: Particles) -> Tensor:
 
         J_K = K L_K - (K-1)/K sum_k L_(-k)
 
-    Its bias falls as 1/K^2, that of L_K as 1/K. It is an estimate, not a bound.
+    Its bias falls as 1/K^2, that of L_K as 1/K. It is an estimate, not a bound. (Where all draws but one
+    are impossible it is L_K.)
 
     Args:
         particles: K >= 2.
@@ -281,4 +284,5 @@ def jackknife(particles: Particles) -> Tensor:
     without = log_mean_of_others(log_w)
     whole = particles.log_mean(particles.log_w)
     debiased = k * whole - (k - 1) * without.mean(0)
-    return with_score(torch.where(whole.isneginf(), whole, debiased), particles)
+    # Where a draw has all the weight, what is left without it has none, and there is nothing to extrapolate.
+    return with_score(torch.where(debiased.isfinite(), debiased, whole), particles)

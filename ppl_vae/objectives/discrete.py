@@ -12,11 +12,14 @@ from ppl_vae.particles import Particles
 
 __all__ = ["log_mean_of_others", "ovis", "reinforce", "rloo", "vimco", "vimco_arithmetic"]
 
+NOTHING = -1e30
+
 
 @objective(
     formula="sum_k m log w_k",
     reference="R. Williams 1992, doi:10.1007/BF00992696",
     linear=True,
+    discrete=True,
 )
 def reinforce(particles: Particles) -> Tensor:
     """The ELBO by the score function without any control variate: what the others are measured against.
@@ -46,6 +49,7 @@ def reinforce(particles: Particles) -> Tensor:
     reference="W. Kool et al. 2019, openreview.net/forum?id=r1lgTGL5DE",
     min_particles=2,
     linear=True,
+    discrete=True,
 )
 def rloo(particles: Particles) -> Tensor:
     """The ELBO by the score function, each draw's baseline being the mean of the others.
@@ -77,6 +81,7 @@ def rloo(particles: Particles) -> Tensor:
     formula="log sum_k m w_k",
     reference="A. Mnih, D. Rezende 2016, arXiv:1602.06725",
     min_particles=2,
+    discrete=True,
 )
 def vimco(particles: Particles) -> Tensor:
     """Importance-weighted bound with the leave-one-out signal of VIMCO, geometric mean.
@@ -107,6 +112,7 @@ def vimco(particles: Particles) -> Tensor:
     formula="log sum_k m w_k",
     reference="A. Mnih, D. Rezende 2016, arXiv:1602.06725",
     min_particles=2,
+    discrete=True,
 )
 def vimco_arithmetic(particles: Particles) -> Tensor:
     """Importance-weighted bound with the leave-one-out signal of VIMCO, arithmetic mean.
@@ -134,6 +140,7 @@ def vimco_arithmetic(particles: Particles) -> Tensor:
     formula="log sum_k m w_k",
     reference="V. Liévin et al. 2020, arXiv:2008.01998",
     min_particles=2,
+    discrete=True,
 )
 def ovis(particles: Particles, gamma: float = 1.0) -> Tensor:
     """Importance-weighted bound with the asymptotically optimal control variate (OVIS).
@@ -212,7 +219,10 @@ def log_sum_of_others(log_f: Tensor) -> Tensor:
         >>> log_sum_of_others(torch.tensor([[0.0], [1e4]])).flatten()
         tensor([10000.,     0.])
     """
-    none = torch.full_like(log_f[..., :1, :], -torch.inf)
+    # Near enough to minus infinity, which logcumsumexp cannot differentiate.
+    log_f = log_f.clamp_min(NOTHING)
+    none = torch.full_like(log_f[..., :1, :], NOTHING)
     before = torch.cat([none, log_f[..., :-1, :].logcumsumexp(-2)], -2)
     after = torch.cat([log_f[..., 1:, :].flip(-2).logcumsumexp(-2).flip(-2), none], -2)
-    return torch.logaddexp(before, after)
+    others = torch.logaddexp(before, after)
+    return others.masked_fill(others < NOTHING / 2, -torch.inf)

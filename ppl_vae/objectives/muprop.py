@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.gradients import along, zero_with_gradient
+from ppl_vae.gradients import along, gap, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Hard, earnings, estimate_elbo
 from ppl_vae.objectives.relaxations import variable
@@ -76,8 +76,10 @@ def _around_means(model: Any, guide: Any, batch: Any, particles: int, drawn: Har
     surrogate = torch.zeros_like(earned)
     for (name, mean), slope in zip(moving.items(), slopes, strict=True):
         slope = torch.zeros_like(mean) if slope is None else slope
+        possible = (earned.isfinite() & at_means.isfinite()).reshape(earned.shape + (1,) * (slope.dim() - 2))
+        slope = slope.masked_fill(~possible, 0.0)
         linear = (slope * (drawn.values[name] - mean)).flatten(2).sum(-1)
-        signal = (earned - at_means - linear).detach()
+        signal = gap(earned, at_means + linear)
         surrogate = surrogate + signal * zero_with_gradient(drawn.log_q[name])
         surrogate = surrogate + along(drawn.variables[name].mean, slope)
     return surrogate

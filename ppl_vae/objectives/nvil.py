@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ppl_vae.gradients import gap, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo
-from ppl_vae.objectives.options import checked
+from ppl_vae.objectives.options import checked, whole
 from ppl_vae.objectives.vocabulary import Estimate, moving_scores, objective
 from ppl_vae.weighing import weigh
 
@@ -35,6 +35,7 @@ class _Rows(nn.Module):
     formula="sum_k m log w_k",
     reference="A. Mnih, K. Gregor 2014, arXiv:1402.0030",
     linear=True,
+    discrete=True,
 )
 class NVIL(nn.Module):
     """The ELBO by the score function, with NVIL's baselines and variance normalisation.
@@ -88,6 +89,9 @@ class NVIL(nn.Module):
     ):
         super().__init__()
         checked("decay", decay, "a number from 0 to 1, 1 excluded", lambda d: 0 <= d < 1)
+        if baseline is not None and not isinstance(baseline, nn.Module):
+            raise TypeError(f"baseline: expected a network of x, (B, ...) -> (B, 1), found {baseline!r}")
+        whole("hidden", hidden)
         made = nn.Sequential(_Rows(x_dim), nn.Linear(x_dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.baseline = made if baseline is None else baseline
         self.decay, self.normalise = decay, normalise

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import isnan
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +28,7 @@ def checked(name: str, value: Any, expected: str, holds: Callable[[float], bool]
     if isinstance(value, Tensor):
         return value
     message = f"{name}: expected {expected}, found {value!r}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(message)
     if isnan(value) or not holds(value):
         raise ValueError(message)
@@ -61,6 +62,6 @@ def whole(name: str, value: Any, least: int = 1) -> int:
         >>> whole("groups", 2)
         2
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
     return value

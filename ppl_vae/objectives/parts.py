@@ -4,6 +4,7 @@ from math import inf
 
 from torch import Tensor
 
+from ppl_vae.gradients import weighted
 from ppl_vae.objectives.options import checked
 from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
 from ppl_vae.particles import Particles, total
@@ -131,7 +132,8 @@ def beta_elbo(particles: Particles, beta: float | Tensor = 1.0) -> Tensor:
     """
     checked("beta", beta, "a finite number of at least 0", lambda b: 0 <= b < inf)
     reconstruction, divergences = parts(particles)
-    return mean_with_score(reconstruction - beta * sum(divergences.values()), particles, baseline=-beta)
+    cost = weighted(beta, total(divergences)) if divergences else 0.0
+    return mean_with_score(reconstruction - cost, particles, baseline=-beta)
 
 
 @objective(

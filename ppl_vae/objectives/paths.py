@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_vae.gradients import zero_with_gradient
+from ppl_vae.gradients import weighted, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo, iwae, power_mean
 from ppl_vae.objectives.options import checked, finite
 from ppl_vae.objectives.vocabulary import objective, over_draws, split_path, with_signal
@@ -122,7 +122,7 @@ def dreg(particles: Particles, alpha: float = 0.0) -> Tensor:
             "needs; use vimco, or sum the site out by enumeration"
         )
     log_w = particles.log_w
-    weights = shares((1 - alpha) * log_w, -2)
+    weights = shares(weighted(1 - alpha, log_w), -2)
     value = power_mean(particles, 1 - alpha).detach()
     return value + split_path(log_w, particles, weights, alpha * weights + (1 - alpha) * weights.square())
 

@@ -107,8 +107,11 @@ class REBAR(nn.Module):
         held = controlled(site.conditional(drawn.values[name], site.noise()))
         (score,) = torch.autograd.grad(drawn.log_q[name].sum(), site.logits, retain_graph=True)
         (path,) = torch.autograd.grad((free - held).sum(), site.logits, create_graph=True)
-        signal = (earned - held).reshape(earned.shape + (1,) * (score.dim() - 2))
-        return signal * score + path
+        # What is impossible, drawn or relaxed, teaches nothing.
+        possible = earned.isfinite() & free.isfinite() & held.isfinite()
+        shape = earned.shape + (1,) * (score.dim() - 2)
+        signal = (earned - held).masked_fill(~possible, 0.0).reshape(shape)
+        return signal * score + path.masked_fill(~possible.reshape(shape), 0.0)
 
     def _own(self, variance: Tensor) -> Tensor:
         """Return a zero whose gradient lowers the variance, for our own parameters alone."""

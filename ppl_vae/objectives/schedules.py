@@ -1,7 +1,7 @@
 """Functions of the step, for options of a bound that change during training."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.objectives.options import checked, finite, positive, whole
-from ppl_vae.objectives.vocabulary import Objective, facts
+from ppl_vae.objectives.vocabulary import Objective, advance, facts
 from ppl_vae.particles import Particles
 
 __all__ = ["Schedule", "Scheduled", "Temperature", "cyclical", "exponential", "linear"]
@@ -114,6 +114,7 @@ class Temperature(nn.Module):
             for step in (0, LAST):
                 checked("temperature", float(value(torch.tensor(step))), "positive numbers at every step", positive)
         else:
+            value = float(value) if isinstance(value, Tensor) else value
             checked("temperature", value, "a positive number or a schedule", positive)
         self.value = value
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -125,6 +126,13 @@ class Temperature(nn.Module):
     def advance(self) -> None:
         """Take note that an update has been made."""
         self.step += 1
+
+
+def _try_ends(bound: Objective, options: Mapping[str, Schedule]) -> None:
+    """Let a bound of the library look at its options as they are at the start and at the end."""
+    none = Particles(log_p={"x": torch.zeros(facts(bound).min_particles, 1)}, log_q={})
+    for step in (0, LAST):
+        bound(none, **{name: float(schedule(torch.tensor(step))) for name, schedule in options.items()})
 
 
 class Scheduled(nn.Module):
@@ -140,6 +148,7 @@ class Scheduled(nn.Module):
 
     Raises:
         TypeError: the bound has no such option, or an option is not a function of the step.
+        ValueError: an option starts or ends where the bound does not take it.
 
     Reference: S. Bowman et al., "Generating Sentences from a Continuous Space", CoNLL 2016,
     https://arxiv.org/abs/1511.06349, for KL warm-up.
@@ -155,6 +164,8 @@ class Scheduled(nn.Module):
 
     def __init__(self, bound: Objective, **options: Schedule):
         super().__init__()
+        if isinstance(bound, type) or hasattr(bound, "estimate"):
+            raise TypeError(f"bound: expected a function of Particles with options, found {bound!r}")
         known = inspect.signature(bound).parameters
         for name, schedule in options.items():
             if name not in known:
@@ -162,6 +173,8 @@ class Scheduled(nn.Module):
                 raise TypeError(f"{name}: {facts(bound).name} has no such option; it has {found}")
             if not callable(schedule):
                 raise TypeError(f"{name}: expected a function of the step, such as linear(0.0, 1.0, steps=1000)")
+        if getattr(bound, "__module__", "").startswith("ppl_vae.objectives"):
+            _try_ends(bound, options)
         self.of, self.options = bound, options
         self.facts = facts(bound)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -178,3 +191,4 @@ class Scheduled(nn.Module):
     def advance(self) -> None:
         """Take note that an update has been made."""
         self.step += 1
+        advance(self.of)

@@ -159,6 +159,7 @@ def tvo_upper(particles: Particles, betas: Sequence[float] = BETAS) -> Tensor:
 
 def _riemann(particles: Particles, betas: Sequence[float], nodes: Sequence[float]) -> Tensor:
     require(particles, Path.NONE)
+    betas = betas.tolist() if isinstance(betas, Tensor) else betas
     for beta in betas:
         checked("betas", beta, "numbers that rise from 0 to 1", finite)
     if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or any(a >= b for a, b in pairwise(betas)):
