@@ -8,6 +8,7 @@ from pyro.ops import packed
 from torch import Size, Tensor
 
 from ppl_vae.contract import ContractError, Site
+from ppl_vae.particles import log_sum
 
 __all__ = ["enumerated_by", "summed_out"]
 
@@ -70,7 +71,7 @@ def _eliminate(terms: list[Term], symbol: str) -> list[Term]:
         return terms
     factors = packed.broadcast_all(*(tensor for _, tensor in joined))
     dims = factors[0]._pyro_dims
-    result = sum(factors[1:], start=factors[0]).logsumexp(dims.index(symbol))
+    result = log_sum(sum(factors[1:], start=factors[0]).movedim(dims.index(symbol), 0))
     result._pyro_dims = dims.replace(symbol, "")
     names = tuple(name for names, _ in joined for name in names)
     return [term for term in terms if symbol not in term[1]._pyro_dims] + [(names, result)]

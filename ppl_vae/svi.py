@@ -147,7 +147,8 @@ def check_options(objective: Objective, particles: int, compile: bool | str) -> 
     whole = inner_function(objective)
     if isinstance(whole, type):
         raise TypeError(f"objective: {whole.__name__} is a class; pass one made of it, {whole.__name__}(...)")
-    if isinstance(objective, partial) and any(isinstance(p, nn.Module) for p in (whole, *objective.keywords.values())):
+    held = (whole, *objective.args, *objective.keywords.values()) if isinstance(objective, partial) else ()
+    if any(isinstance(part, nn.Module) for part in held):
         raise TypeError(
             "objective: a functools.partial around a module hides its parameters and its state, which would neither "
             "train nor be saved; give the module itself, such as Scheduled(bound, ...) or Concrete(bound=...)"

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "batches": set(),
     "diagnostics": set(),
     "gradients": set(),
-    "enumeration": {"contract"},
+    "enumeration": {"contract", "particles"},
     "programs": {"batches"},
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},

@@ -515,6 +515,24 @@ def test_a_long_chain_is_eliminated_link_by_link():
     torch.testing.assert_close(pv.weigh(model, Nothing(), x).log_w[0], forward.logsumexp(-1))
 
 
+def test_a_datum_that_no_value_explains_leaves_the_others_gradients_alone():
+    class Barred(Mixture):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                y = pyro.sample("y", dist.Categorical(logits=self.logits), infer=MARK)
+                pyro.sample("x", dist.Normal(self.loc[y], self.log_scale.exp()), obs=x)
+                pyro.factor("bar", torch.where(x > 1, -torch.inf, self.loc[y]))
+
+    model = Barred()
+    log_w = pv.weigh(model, Nothing(), X).log_w[0]
+    assert torch.equal(log_w.isneginf(), X > 1)
+    assert 0 < int((X > 1).sum()) < len(X)
+    found = torch.autograd.grad(log_w.sum(), parameters_of(model))
+    possible = pv.weigh(model, Nothing(), X[X <= 1]).log_w[0]
+    for ours, alone in zip(found, torch.autograd.grad(possible.sum(), parameters_of(model)), strict=True):
+        torch.testing.assert_close(ours, alone)
+
+
 def test_values_without_mass_have_no_part():
     class Sure(nn.Module):
         def forward(self, x):

@@ -250,6 +250,7 @@ def test_objectives_that_no_step_can_hold_are_refused():
         (partial(objectives.NVIL, x_dim=1), "NVIL is a class"),
         (pyro.infer.Trace_ELBO, "Trace_ELBO is a class"),
         (partial(objectives.stl, bound=warm_up), "functools.partial around a module hides"),
+        (partial(lambda bound, particles: bound(particles), warm_up), "functools.partial around a module hides"),
         ("elbo", "expected a function of Particles"),
     ):
         with pytest.raises(TypeError, match=error):
