@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 __all__ = ["Batch", "Source", "as_batch", "source"]
 
@@ -33,10 +33,11 @@ def as_batch(x: Any) -> Batch:
                 f"data: part {i} is a {type(part).__module__}.{type(part).__name__}; "
                 "pass a tensor (torch.as_tensor) or a tuple of tensors"
             )
-    rows = [len(part) if part.dim() else None for part in batch]
+    # len(part) and hash(rows) would tie a captured graph to one batch size; shape[0] and == do not.
+    rows = [part.shape[0] if part.dim() else None for part in batch]
     if not rows or None in rows:
         raise ValueError("data: expected tensors whose first axis runs over data, found a scalar or nothing")
-    if len(set(rows)) > 1:
+    if any(n != rows[0] for n in rows):
         raise ValueError(f"data: the tensors of a batch differ in their number of rows: {rows}")
     if rows[0] == 0:
         raise ValueError("data: empty (no rows); check the split or the filter that made it")
@@ -68,6 +69,10 @@ class Source:
         """Yield one epoch in an order drawn from the generator, transformed."""
         raise NotImplementedError
 
+    def on(self, device: torch.device | None) -> "Source":
+        """Return the data where a device reaches them best: themselves, if they come in batches."""
+        return self
+
     @property
     def batches(self) -> int | None:
         """Batches in an epoch, or None where it is not known."""
@@ -82,12 +87,16 @@ class Source:
 
 
 class InMemory(Source):
-    """Tensors, sliced together. No copies are made but the slices."""
+    """Tensors, sliced together, on the device where they are. No copies are made but the slices."""
 
     def __init__(self, tensors: Batch, batch_size: int, transform: Transform | None = None):
         super().__init__(batch_size, transform)
         self.tensors = tensors
         self.rows = len(tensors[0])
+
+    def on(self, device: torch.device | None) -> Source:
+        """Return the same data on a device, so that no batch has to travel."""
+        return InMemory(tuple(t.to(device or t.device) for t in self.tensors), self.batch_size, self.transform)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.rows, self.batch_size):
@@ -100,8 +109,17 @@ class InMemory(Source):
             yield self._transformed(tuple(t[rows] for t in self.tensors))
 
 
+# From so many rows on, reading is worth processes of its own.
+MANY_ROWS = 10_000
+WORKERS = 2
+
+
 class Streamed(Source):
-    """A map-style data set read through two loaders, in order and shuffled."""
+    """A map-style data set read through two loaders, in order and shuffled.
+
+    Large ones are read by worker processes, where these share the data set by forking, into pinned
+    memory if there is a GPU.
+    """
 
     def __init__(self, dataset: Dataset, batch_size: int, transform: Transform | None = None):
         super().__init__(batch_size, transform)
@@ -111,12 +129,18 @@ class Streamed(Source):
             raise ValueError("data: the Dataset is empty")
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(as_batch, DataLoader(self.dataset, self.batch_size))
+        return map(as_batch, self._loader())
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield one epoch in an order drawn from the generator, transformed."""
-        loader = DataLoader(self.dataset, self.batch_size, shuffle=True, generator=generator)
-        return map(self._transformed, map(as_batch, loader))
+        return map(self._transformed, map(as_batch, self._loader(shuffle=True, generator=generator)))
+
+    def _loader(self, **order: Any) -> DataLoader:
+        # Elsewhere a data set would have to be pickled, and one made in a script often cannot be.
+        forks = torch.multiprocessing.get_start_method() == "fork"
+        workers = WORKERS if forks and self.rows >= MANY_ROWS else 0
+        pinned = torch.cuda.is_available()
+        return DataLoader(self.dataset, self.batch_size, num_workers=workers, pin_memory=pinned, **order)
 
 
 class Loaded(Source):
@@ -162,6 +186,8 @@ def source(data: Any, batch_size: int, transform: Transform | None = None) -> So
         return Loaded(data, transform)
     if isinstance(data, IterableDataset):
         raise TypeError("data: an IterableDataset has no epoch of its own; wrap it in a DataLoader")
+    if type(data) is TensorDataset:
+        data = data.tensors
     if isinstance(data, Dataset):
         return Streamed(data, batch_size, transform)
     return InMemory(as_batch(data), batch_size, transform)

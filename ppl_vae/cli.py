@@ -70,6 +70,9 @@ def fit(
     ] = None,
     eval_particles: Annotated[int, typer.Option(min=1, help="K: draws per datum for the test log-likelihood.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarization.")] = 0,
+    compile: Annotated[  # noqa: A002 - the public name
+        str, typer.Option(help="true, false, or auto: compile steps and evaluation where that saves time.")
+    ] = "auto",
     root: Root = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run; a free one under runs/ if left out.")

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_vae.batches import Batch, as_batch, source
 from ppl_vae.checking import check
+from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.data.splits import Splits
 from ppl_vae.diagnostics import effective_sample_size, pareto_khat
 from ppl_vae.objectives import elbo, iwae
@@ -123,6 +124,7 @@ def evaluate(
     chunk: int = 50,
     subject: str | None = None,
     progress: bool | None = None,
+    compile: bool | str = "auto",  # noqa: A002 - the public name
 ) -> Evaluation:
     """Estimate log p(x) of each datum by importance sampling from the guide.
 
@@ -146,6 +148,7 @@ def evaluate(
             not grow with K.
         subject: what the report calls the programs and the data; made from their names if left out.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
+        compile: see `ppl_vae.svi_step`; ``"auto"`` goes by the work to do.
 
     Returns:
         `Evaluation`.
@@ -170,18 +173,20 @@ def evaluate(
     for name, value in (("particles", particles), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    check_compile(compile)
     subject = _subject(model, guide, data) if subject is None else subject
     if isinstance(data, DataLoader) and data.drop_last:
         raise ValueError("data: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
     batches = source(data.test if isinstance(data, Splits) else data, batch_size)
     programs = Programs(model, guide)
+    draw = _drawing(model, guide, programs, particles, chunk, batches.batches, compile)
     with undisturbed(programs, seed, training=False), progress_bar("Evaluating", batches.batches, progress) as bar:
         parts: list[Mapping[str, Tensor]] = []
         for start, batch in _numbered(batches):
             batch = programs.on_device(batch)
             if not parts:
                 check(model, guide, batch)
-            parts.append(_estimates(_log_weights(model, guide, batch, particles, chunk, start)))
+            parts.append(_estimates(_log_weights(draw, batch, particles, start)))
             _show(bar, parts)
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(**columns, particles=particles, seed=seed, subject=subject)
@@ -203,15 +208,43 @@ def _numbered(batches: Any) -> Iterator[tuple[int, Batch]]:
         start += len(batch[0])
 
 
-def _log_weights(model: Program, guide: Program, batch: Batch, particles: int, chunk: int, start: int) -> Tensor:
+Densities = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+def _drawing(
+    model: Program,
+    guide: Program,
+    programs: Programs,
+    particles: int,
+    chunk: int,
+    batches: int | None,
+    compile: bool | str,  # noqa: A002 - the public name
+) -> list[tuple[int, Compiled]]:
+    """Return how to draw the particles of a batch: by how many at a time, and the function that does it."""
+
+    @torch.no_grad()
+    def densities(k: int, tensors: Any, batch: Batch) -> Densities:
+        drawn = weigh(model, guide, batch, k)
+        return drawn.log_w, dict(drawn.log_p), dict(drawn.log_q)
+
+    def compiled(k: int, times: int) -> Compiled:
+        planned = batches and times * batches
+        return Compiled(partial(densities, k), programs, (model, guide), compile=compile, planned=planned)
+
+    whole, rest = divmod(particles, chunk)
+    chunks = [(chunk, compiled(chunk, whole))] * whole
+    return chunks + ([(rest, compiled(rest, 1))] if rest else [])
+
+
+def _log_weights(draw: list[tuple[int, Compiled]], batch: Batch, particles: int, start: int) -> Tensor:
     """Return log-weights ``(K, B)`` in float64, drawn a chunk of particles at a time."""
     log_w = torch.empty(particles, len(batch[0]), dtype=torch.float64, device=batch[0].device)
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for rows in log_w.split(chunk):
-            drawn = weigh(model, guide, batch, len(rows))
-            rows.copy_(drawn.log_w)
+    with torch.no_grad():
+        for rows, (_, densities) in zip(log_w.split([k for k, _ in draw]), draw, strict=True):
+            drawn, log_p, log_q = densities(batch)
+            rows.copy_(drawn)
             if not rows.isfinite().all():
-                _refuse_impossible(drawn, start)
+                _refuse_impossible(log_p, log_q, start)
     empty = log_w.isneginf().all(0)
     if empty.any():
         raise FloatingPointError(
@@ -221,13 +254,13 @@ def _log_weights(model: Program, guide: Program, batch: Batch, particles: int, c
     return log_w
 
 
-def _refuse_impossible(drawn: Particles, start: int) -> None:
+def _refuse_impossible(log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor], start: int) -> None:
     """Name the first site and datum with an impossible log density.
 
     A latent may have no density under the model (its weight is zero), never under its own guide.
     """
-    impossible = {name: ~q.isfinite() for name, q in drawn.log_q.items()}
-    impossible |= {name: impossible.get(name, False) | p.isnan() | p.isposinf() for name, p in drawn.log_p.items()}
+    impossible = {name: ~q.isfinite() for name, q in log_q.items()}
+    impossible |= {name: impossible.get(name, False) | p.isnan() | p.isposinf() for name, p in log_p.items()}
     for name, bad in impossible.items():
         if bad.any():
             datum = start + int(bad.any(0).nonzero()[0])

@@ -18,6 +18,7 @@ from ppl_vae import nets, objectives, plots, runs, zoo
 from ppl_vae.checking import supports
 from ppl_vae.data import binarized, load
 from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.optimizers import adam
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.training import Fit, fit
@@ -43,9 +44,10 @@ class Settings:
     hidden: int = 200
     seed: int = 0
     eval_particles: int = 1000
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("likelihood", LIKELIHOODS)):
+        for name, known in (("objective", OBJECTIVES), ("likelihood", LIKELIHOODS), ("compile", COMPILE)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
@@ -120,15 +122,17 @@ class Job:
             particles=s.particles,
             epochs=s.epochs,
             batch_size=s.batch_size,
-            optimizer=partial(torch.optim.Adam, lr=s.learning_rate),
+            optimizer=partial(adam, lr=s.learning_rate),
             out=out,
             seed=s.seed,
+            compile=COMPILE[s.compile],
             config={k: v for k, v in asdict(s).items() if k not in self.ignored()} | {"versions": _versions()},
         )
 
     def evaluate(self, particles: int, seed: int) -> Evaluation:
         """Estimate the log-likelihood of the test data."""
-        return evaluate(self.model, self.guide, self.splits, particles=particles, seed=seed)
+        how = COMPILE[self.settings.compile]
+        return evaluate(self.model, self.guide, self.splits, particles=particles, seed=seed, compile=how)
 
     def draw_learning_curve(self, history: Mapping[str, Any], folder: Path) -> Path:
         """Draw the bound against the epoch."""
@@ -168,6 +172,7 @@ def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module
     return nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), x_dim), head())
 
 
+COMPILE = {"auto": "auto", "true": True, "false": False}
 OBJECTIVES = objectives.every() | objectives.estimators()
 LIKELIHOODS = {
     "bernoulli": partial(_decoder, nets.ToBernoulli),

@@ -91,20 +91,29 @@ def modules_of(program: Program) -> list[nn.Module]:
         >>> modules_of(model)
         [Linear(in_features=2, out_features=2, bias=True)]
     """
-    found: dict[int, nn.Module] = {}
-    _collect(program, found, set())
+    return [thing for thing in reached(program) if isinstance(thing, nn.Module)]
+
+
+def reached(program: Program) -> list[Any]:
+    """Return a program and what it refers to: modules (but not what is in them), functions, objects.
+
+    Example:
+        >>> scale = {"prior": 2.0}
+        >>> [type(thing).__name__ for thing in reached(lambda x: scale["prior"] * x)]
+        ['function', 'dict', 'float']
+    """
+    found: dict[int, Any] = {}
+    _collect(program, found)
     return list(found.values())
 
 
-def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int]) -> None:
-    if id(thing) in seen:
+def _collect(thing: Any, found: dict[int, Any]) -> None:
+    if id(thing) in found:
         return
-    seen.add(id(thing))
-    if isinstance(thing, nn.Module):
-        found[id(thing)] = thing
-        return
-    for part in _parts(thing):
-        _collect(part, found, seen)
+    found[id(thing)] = thing
+    if not isinstance(thing, nn.Module):
+        for part in _parts(thing):
+            _collect(part, found)
 
 
 def _parts(thing: Any) -> Iterable[Any]:
@@ -116,14 +125,24 @@ def _parts(thing: Any) -> Iterable[Any]:
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, FunctionType):
         # Global names that are loaded as such; attributes may have a global's name by chance.
-        loaded = {i.argval for i in dis.get_instructions(thing) if i.opname == "LOAD_GLOBAL"}
-        used = [thing.__globals__[name] for name in loaded if name in thing.__globals__]
+        used = [thing.__globals__[name] for name in globals_of(thing)]
         return [*inspect.getclosurevars(thing).nonlocals.values(), *filter(_may_hold_modules, used)]
     if isinstance(thing, list | tuple):
         return thing
     if isinstance(thing, dict):
         return thing.values()
     return vars(thing).values() if callable(thing) and _may_hold_modules(thing) else []
+
+
+def globals_of(function: FunctionType) -> list[str]:
+    """Return the names of the globals that a function loads and that exist.
+
+    Example:
+        >>> globals_of(globals_of)
+        ['dis']
+    """
+    loaded = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+    return sorted(name for name in loaded if name in function.__globals__)
 
 
 def _may_hold_modules(thing: Any) -> bool:
@@ -157,6 +176,7 @@ class Programs:
 
     Attributes:
         modules: name to module; a module used by both programs stands under the first name.
+        at_sites: tensors that no module holds, by the param site that declares them (see `run_once`).
 
     Example:
         >>> programs = Programs(nn.Linear(2, 1), nn.Linear(2, 2))
@@ -166,7 +186,7 @@ class Programs:
 
     def __init__(self, model: Program, guide: Program, objective: Any = None):
         self.modules: dict[str, nn.Module] = {}
-        self._at_sites: dict[str, Tensor] = {}
+        self.at_sites: dict[str, Tensor] = {}
         for role, program in (("model", model), ("guide", guide)):
             found = [m for m in modules_of(program) if not any(m is n for n in self.modules.values())]
             for i, module in enumerate(found):
@@ -182,7 +202,7 @@ class Programs:
         with undisturbed(self), torch.no_grad():
             met = _parameters_met(guide, batch) | _parameters_met(model, batch)
         owned = {id(p) for module in self.modules.values() for p in module.parameters()}
-        self._at_sites = {name: p for name, p in met.items() if id(p) not in owned}
+        self.at_sites = {name: p for name, p in met.items() if id(p) not in owned}
         return self
 
     def parameters(self) -> dict[str, Tensor]:
@@ -190,8 +210,19 @@ class Programs:
         named = {
             f"{owner}.{name}": p for owner, module in self.modules.items() for name, p in module.named_parameters()
         }
-        named |= {f"param.{name}": p for name, p in self._at_sites.items()}
+        named |= {f"param.{name}": p for name, p in self.at_sites.items()}
         once = {id(p): (name, p) for name, p in reversed(named.items()) if p.requires_grad}
+        return dict(reversed(once.values()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers, frozen and unsaved ones too, each once, by name."""
+        named = {
+            f"{owner}.{name}": tensor
+            for owner, module in self.modules.items()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        named |= {f"param.{name}": p for name, p in self.at_sites.items()}
+        once = {id(tensor): (name, tensor) for name, tensor in reversed(named.items())}
         return dict(reversed(once.values()))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -199,7 +230,7 @@ class Programs:
         state = {
             f"{owner}.{name}": t for owner, module in self.modules.items() for name, t in module.state_dict().items()
         }
-        return state | {f"param.{name}": p.detach() for name, p in self._at_sites.items()}
+        return state | {f"param.{name}": p.detach() for name, p in self.at_sites.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state into the programs; nothing is changed unless all of it fits.
@@ -229,12 +260,13 @@ class Programs:
 
     def on_device(self, batch: Batch) -> Batch:
         """Return the batch on the device of the parameters; as it is where there are none."""
-        return batch if self._device is None else tuple(part.to(self._device) for part in batch)
+        return batch if self.device is None else tuple(part.to(self.device, non_blocking=True) for part in batch)
 
     @cached_property
-    def _device(self) -> torch.device | None:
+    def device(self) -> torch.device | None:
+        """Where the tensors are; None where there are none."""
         in_modules = (t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
-        return next((t.device for t in (*in_modules, *self._at_sites.values())), None)
+        return next((t.device for t in (*in_modules, *self.at_sites.values())), None)
 
 
 @contextmanager

@@ -61,7 +61,8 @@ class PyroStep(SVIStep):
     """
 
     def __init__(self, model: Program, guide: Program, objective: PyroELBO, optimizer: torch.optim.Optimizer):
-        super().__init__(model, guide, copy.deepcopy(objective), objective.num_particles, optimizer)
+        # Pyro's objectives read their totals off the device, which no graph can hold.
+        super().__init__(model, guide, copy.deepcopy(objective), objective.num_particles, optimizer, compile=False)
         self._averages: dict[str, Tensor] = {}
 
     def __call__(self, x: Any) -> Info:
@@ -108,9 +109,9 @@ class PyroStep(SVIStep):
 
     def _check_gradients(self, batch: Batch) -> None:
         """Every parameter that the optimizer holds gets a gradient (it may be zero)."""
-        with _gradients_kept([*self._held(), *self._not_held()]):
+        with _gradients_kept([*self._trained(), *self._not_held()]):
             self._ascend(batch)
-            untrained = [p for p in self._held() if p.grad is None]
+            untrained = [p for p in self._trained() if p.grad is None]
         if untrained:
             raise ValueError(
                 f"parameter {self._names(untrained)}: the optimizer holds it, but {facts(self.objective).name} gives "
@@ -135,7 +136,7 @@ class PyroStep(SVIStep):
 
     def _ascend(self, batch: Batch) -> float:
         """Put gradients in ``.grad`` as they are for one datum, and return the bound."""
-        held = self._held()
+        held = self._trained()
         for parameter in held:
             parameter.grad = None
         bound, size = self._run(self.objective.loss_and_grads, batch)
@@ -164,11 +165,11 @@ class PyroStep(SVIStep):
         for name in names:
             del store[name]
 
-    def _held(self) -> list[Tensor]:
+    def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _not_held(self) -> list[Tensor]:
-        held = {id(p) for p in self._held()}
+        held = {id(p) for p in self._trained()}
         return [p for p in self.programs.parameters().values() if id(p) not in held]
 
     def _names(self, tensors: Iterable[Tensor]) -> str:
@@ -248,6 +249,12 @@ def check_elbo(objective: PyroELBO, particles: int = 1, compile: bool | str = "a
         raise ValueError(
             f"particles: {name} brings its own (it has {objective.num_particles}), found {particles}; leave particles "
             f"out and pass objective={name}(num_particles={particles})"
+        )
+    if compile is True:
+        warnings.warn(
+            f"compile: steps on {name} run eagerly, since Pyro reads its loss off the device in every one; objectives "
+            "of this library, such as pv.objectives.elbo, can be compiled",
+            stacklevel=3,
         )
 
 

@@ -48,14 +48,16 @@ def svi_step(
         objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.
         particles: K, draws per datum; Pyro's objectives bring their own.
         optimizer: a torch optimizer over the parameters of both (or of those that are to move).
-        compile: ``"auto"`` or ``False``. Steps run eagerly in this version.
+        compile: whether to capture loss and gradients as one graph and compile it: True, from the first
+            step on; ``"auto"``, once so many steps have run that compiling would have paid; False, never.
+            A compiled step draws and does what the eager one does, to rounding. What cannot be captured
+            runs eagerly, with a warning that says why. See `ppl_vae.compiling`.
 
     Returns:
         A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum.
 
     Raises:
-        ValueError: the bound needs more particles.
-        NotImplementedError: ``compile=True``.
+        ValueError: the bound needs more particles; ``compile`` is none of the three.
 
     Reference: M. Hoffman, D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR
     2013, https://jmlr.org/papers/v14/hoffman13a.html; gradients as in D. P. Kingma, M. Welling,
@@ -76,4 +78,4 @@ def svi_step(
         check_elbo(objective, particles, compile)
         return PyroStep(model, guide, objective, optimizer)
     check_options(objective, particles, compile)
-    return SVIStep(model, guide, objective, particles, optimizer)
+    return SVIStep(model, guide, objective, particles, optimizer, compile)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
+from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
@@ -43,11 +44,16 @@ class SVIStep:
         objective: Objective,
         particles: int,
         optimizer: torch.optim.Optimizer,
+        compile: bool | str = "auto",  # noqa: A002 - the public name
     ):
         self.model, self.guide = model, guide
         self.objective, self.particles = objective, particles
         self.optimizer = optimizer
         self.programs = Programs(model, guide, objective)
+        compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
+        self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
+        self._held: list[int] = []
+        self._moved: dict[str, Tensor] = {}
         self._checked = False
 
     def prepare(self, x: Any) -> None:
@@ -62,23 +68,27 @@ class SVIStep:
         """
         batch = self._batch(x)
         self._check_once(batch)
-        with pyro.validation_enabled(False):
-            loss, info = self._loss(batch)
-            parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
-            # Gradients of these parameters alone, so that frozen ones gather none.
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        self._follow_optimizer()
+        bound, penalties, gradients = self.ascent(batch)
+        for parameter, gradient in zip(self._moved.values(), gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         advance(self.objective)
-        return info
+        return Info(bound, penalties)
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
-        bound = getattr(self.objective, "bound", None) or self.objective
-        with modes_and_buffers_kept(self.programs, training=False), pyro.validation_enabled(False), torch.no_grad():
-            value, _ = estimate(bound, self.model, self.guide, self._batch(x), self.particles)
-            return value
+        with modes_and_buffers_kept(self.programs, training=False):
+            return self.validation(self._batch(x))
+
+    def plan(self, updates: int, validations: int = 0) -> None:
+        """Say how many batches are to come, by which ``compile="auto"`` decides."""
+        self.ascent.planned, self.validation.planned = updates, validations
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs were made of it."""
+        return self.ascent.count + self.validation.count
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
@@ -102,10 +112,30 @@ class SVIStep:
             check_objective(self.objective, self.model, self.guide, batch, self.particles)
         self._checked = True
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Info]:
+    def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Return bound, penalties, and the gradient of minus the bound in each parameter that moves."""
         found = estimate(self.objective, self.model, self.guide, batch, self.particles)
         penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
-        return -found.surrogate.mean(), Info(found.value.mean(), penalties)
+        # Of these parameters alone, so that frozen ones gather none.
+        moved = [tensors[name] for name in self._moved]
+        gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
+        return found.value.mean(), penalties, gradients
+
+    @torch.no_grad()
+    def _bound(self, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        bound = getattr(self.objective, "bound", None) or self.objective
+        value, _ = estimate(bound, self.model, self.guide, batch, self.particles)
+        return value
+
+    def _follow_optimizer(self) -> None:
+        """Know by name what the optimizer holds now, which decides what is differentiated."""
+        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if [*map(id, held)] == self._held:
+            return
+        names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
+        self._held = [*map(id, held)]
+        self._moved = {names[id(p)]: p for p in held if id(p) in names}
+        self.ascent.forget()
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
@@ -139,11 +169,8 @@ def inner_function(objective: Any) -> Any:
 
 
 def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002
-    """Raise if a step cannot be made with these: wrong types, too few particles, no compiler."""
-    if compile is True:
-        raise NotImplementedError("compile: steps run eagerly in this version; pass compile='auto' or False")
-    if compile not in ("auto", False):
-        raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
+    """Raise if a step cannot be made with these: wrong types, too few particles."""
+    check_compile(compile)
     whole = inner_function(objective)
     if isinstance(whole, type):
         raise TypeError(f"objective: {whole.__name__} is a class; pass one made of it, {whole.__name__}(...)")

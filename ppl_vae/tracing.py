@@ -113,12 +113,17 @@ def scored_dream(model: Program, guide: Program, batch: Batch) -> Tensor:
 
 def _place(name: str, observed: Tensor, batch: Batch) -> int:
     for i, part in enumerate(batch):
-        if observed.data_ptr() == part.data_ptr() and observed.numel() == part.numel():
+        if _memory(observed) == _memory(part) and observed.numel() == part.numel():
             return i
     raise contract.ContractError(
         f"site '{name}': it observes a tensor made from the batch, not one of the batch, so a dream cannot take its "
         "place; observe the argument itself, and leave out the sleep phase otherwise (sleep=0)"
     )
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Tell where a tensor begins, stand-ins without memory included."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def _plated(program: Program, particles: int) -> Program:

@@ -18,11 +18,12 @@ from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.objectives import Objective, elbo, facts
+from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo
 from ppl_vae.steps import Step, svi_step
-from ppl_vae.svi import check_options
+from ppl_vae.svi import SVIStep, check_options
 
 __all__ = ["Fit", "fit", "restore"]
 
@@ -40,18 +41,21 @@ class Fit:
         best: the epoch whose parameters the programs now have, and its bound. The best one on the
             validation data, the last one without them.
         out: the run folder, or None.
+        graphs: how many graphs were compiled for training and validation; 0 where all ran eagerly.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     out: Path | None = None
+    graphs: int = 0
 
     def __str__(self) -> str:
         epochs, seconds = len(self.history["epoch"]), self.history["seconds"][-1]
         held_out = "valid_bound" in self.history
         kept = "best on the validation data" if held_out else "the last"
+        how = f" ({self.graphs} compiled graph{'s' * (self.graphs > 1)})" if self.graphs else ""
         return (
-            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s; kept epoch "
+            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s{how}; kept epoch "
             f"{self.best['epoch']:.0f} ({kept}): {self.best['bound']:.3f} nats per datum"
         )
 
@@ -89,13 +93,13 @@ def fit(
         epochs: passes over the data.
         batch_size: data per step; the last batch of an epoch may be shorter.
         optimizer: a torch optimizer, or a function from parameters to one, such as
-            ``partial(torch.optim.Adam, lr=3e-4)``; Adam with 1e-3 when left out.
+            ``partial(torch.optim.Adam, lr=3e-4)``; Adam with 1e-3, in torch's fused form, when left out.
         valid: validation data, in any of the forms of ``data``. After each epoch their bound is
             taken with the same noise, and the parameters of the best epoch are kept, also when
             training is interrupted.
         out: a new folder for the run: ``config.toml``, ``metrics.csv``, ``checkpoint.pt``.
         seed: seeds order and draws. The caller's random state does not move.
-        compile: see `svi_step`.
+        compile: see `svi_step`; ``"auto"`` goes by the number of epochs and the size of the data.
         step: drive this step instead of one made from model, guide, objective and optimizer.
         transform: applied to x in every training batch, such as ``torch.bernoulli``.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
@@ -136,6 +140,10 @@ def fit(
             settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
             runs.write_config(folder, config or settings)
+        if isinstance(step, SVIStep):
+            train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
+        if isinstance(step, SVIStep) and train.batches:
+            step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
         return _Loop(step, train, held_out, epochs, seed, folder, progress).run()
 
 
@@ -171,36 +179,13 @@ def _make_step(
     hold_to_contract(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
     if not isinstance(optimizer, torch.optim.Optimizer):
         programs = Programs(model, guide, objective).run_once(model, guide, batch)
-        parameters = _to_train(programs, objective)
-        optimizer = _optimizer(optimizer or partial(torch.optim.Adam, lr=1e-3), parameters)
+        parameters = to_train(programs, objective)
+        optimizer = made(optimizer or adam, parameters)
     step = svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
     step.prepare(batch)
     if held_out is not None:
         hold_to_contract(model, guide, step.programs.on_device(held_out.first()))
     return step
-
-
-def _to_train(programs: Programs, objective: Any) -> list[Tensor]:
-    """Return what an optimizer is made of: all parameters, but for the model's under an upper bound."""
-    parameters = programs.parameters()
-    if facts(objective).upper:
-        parameters = {name: p for name, p in parameters.items() if not name.startswith("model")}
-    if not parameters:
-        raise ValueError(
-            "model, guide: neither has a trainable parameter for this objective (an upper bound trains the guide "
-            "alone); evaluate them with pv.evaluate"
-        )
-    return list(parameters.values())
-
-
-def _optimizer(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    optimizer = make(parameters) if callable(make) else None
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer: expected a torch optimizer, or a function from parameters to one such as "
-            f"partial(torch.optim.Adam, lr=1e-3), found {make!r}"
-        )
-    return optimizer
 
 
 def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -> None:
@@ -266,6 +251,7 @@ class _Loop:
                     self._record(row)
         finally:  # also when a person stops it, or the bound is no number
             self.step.load_state_dict(self.best_state)
+        self.result.graphs = getattr(self.step, "graphs", 0)
         return self.result
 
     def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, float]:

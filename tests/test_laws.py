@@ -1,5 +1,6 @@
 """Laws that every model with every guide obeys. A new file in models/ or guides/ is tested by existing."""
 
+import copy
 import inspect
 import io
 
@@ -8,9 +9,9 @@ import pairs
 import pyro
 import pytest
 import torch
+from capturing import assert_steps_agree, step_on
 from given import Given
 from pyro.infer import SVI, Trace_ELBO
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppl_vae as pv
@@ -174,22 +175,13 @@ def test_loss_and_gradients_never_wait_for_the_device(pair, objective):
     assert "aten._local_scalar_dense.default" not in watch.seen
 
 
-def test_loss_and_gradients_can_be_captured_as_one_graph(pair, objective):
-    x, parameters = pair.data(), list(pair.parameters().values())
-    if isinstance(objective, torch.nn.Module):
-        objective.eval()  # running averages stand still
-
-    def loss_and_gradients(x):
-        value = estimate(objective, pair.model, pair.guide, x, particles=3).surrogate.mean()
-        return value, *torch.autograd.grad(value, parameters)
-
-    with pyro.validation_enabled(False):
-        graph = make_fx(loss_and_gradients)(x)
-        torch.manual_seed(1)
-        eager = loss_and_gradients(x)
-    torch.manual_seed(1)
-    for captured, wanted in zip(graph(x), eager, strict=True):
-        torch.testing.assert_close(captured, wanted)
+def test_captured_steps_are_the_eager_ones(pair, objective, uncompiled):
+    """One graph for batches of every size; the state of objectives moves with it."""
+    other, others_objective = copy.deepcopy((pair, objective))
+    eager = step_on(pair.model, pair.guide, pair.data(), objective, 3)
+    captured = step_on(other.model, other.guide, pair.data(), others_objective, 3, compile=True)
+    assert_steps_agree(eager, captured, [pair.data(5), pair.data(4), pair.data(7)])
+    assert captured.ascent.count == 1
 
 
 # Every option that is a number.
@@ -205,13 +197,13 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
-def test_options_on_a_schedule_are_not_read_off_the_device(name, option):
+def test_options_on_a_schedule_are_not_read_off_the_device(name, option, uncompiled):
     pair, (start, end) = pairs.make("vae", "normal"), (1.0, 2.0) if option == "n" else (0.2, 0.9)
     scheduled = pv.objectives.Scheduled(
         pv.objectives.every()[name], **{option: pv.objectives.linear(start, end, steps=10)}
     )
     test_loss_and_gradients_never_wait_for_the_device(pair, scheduled.double())
-    test_loss_and_gradients_can_be_captured_as_one_graph(pair, scheduled)
+    test_captured_steps_are_the_eager_ones(pair, scheduled, uncompiled)
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)

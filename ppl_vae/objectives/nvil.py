@@ -123,10 +123,10 @@ class NVIL(nn.Module):
         return Estimate(self.bound(record).detach(), surrogate, penalties, record.scale)
 
     def _predicted(self, x: Tensor) -> Tensor:
-        predicted = self.baseline(x)
-        if predicted.shape not in ((len(x),), (len(x), 1)):
+        predicted, rows = self.baseline(x), x.shape[0]  # not len(x), see as_batch
+        if predicted.shape not in ((rows,), (rows, 1)):
             raise ValueError(
-                f"baseline: expected one number per datum, shape ({len(x)},) or ({len(x)}, 1), found "
+                f"baseline: expected one number per datum, shape ({rows},) or ({rows}, 1), found "
                 f"{tuple(predicted.shape)}; let its last layer have one output"
             )
         return predicted.reshape(-1)

@@ -1,0 +1,239 @@
+"""Run a function of Pyro programs captured and compiled where that pays, as it is otherwise."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from torch._guards import TracingContext, tracing
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppl_vae.batches import Batch
+from ppl_vae.capture import CannotCapture, Function, Graph, capture
+from ppl_vae.programs import Programs
+from ppl_vae.replaying import Replayed, record
+from ppl_vae.watching import Watch
+
+__all__ = ["Compiled", "check_compile", "lower"]
+
+# What it costs to capture and compile a function that the compiler's disk cache does not know,
+# and what a run then saves on a CPU: Pyro's and autograd's own time, and that of memory which
+# fused kernels do not touch, which grows with the work. Round figures from benchmarks/steps.py.
+SECONDS_TO_COMPILE = 15.0
+SECONDS_SAVED = 3e-3
+SECONDS_SAVED_PER_FLOP = 5e-12
+
+MOST_GRAPHS = 8
+MISSES_BEFORE_A_WORD = 20
+
+
+class Compiled:
+    """A function of programs and a batch that becomes a graph, compiled, when it runs often.
+
+    Each combination of shapes (the number of rows apart), types, modes and Python numbers that the
+    programs read needs a graph of its own. There are never more than eight; what comes then runs as
+    it is. So does what cannot be captured, with a warning, once. Without a C++ compiler the graph is
+    run uncompiled.
+
+    Args:
+        function: see `capture`.
+        programs: whose tensors it uses.
+        readers: the programs and the objective themselves, whose Python numbers are watched.
+        compile: True for a graph from the first run on, ``"auto"`` where it pays, or False.
+        planned: how often the function will run, where that is known. Automatically, it becomes a graph
+            after the first run if so many save more time than compiling takes; without a plan, once it
+            has run so often that they would have.
+
+    Attributes:
+        graphs: those in use, by what they stand for.
+        reason: why the function runs as it is, if it cannot be captured.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> function = Compiled(lambda tensors, batch: net(batch[0]).sum(), Programs(net, net), compile=False)
+        >>> torch.equal(function((torch.ones(3, 2),)), net(torch.ones(3, 2)).sum())
+        True
+        >>> function.graphs
+        {}
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        programs: Programs,
+        readers: Sequence[Any] = (),
+        compile: bool | str = "auto",  # noqa: A002 - the public name
+        planned: int | None = None,
+    ):
+        self.function, self.programs, self.readers = function, programs, readers
+        self.compile, self.planned = compile, planned
+        self.graphs: dict[Any, list[Graph]] = {}
+        self.reason: str | None = None
+        self._watch: Watch | None = None
+        self._patience: float | None = None if compile == "auto" else 1
+        self._runs: Counter = Counter()
+        self._misses = 0
+
+    def __call__(self, batch: Batch) -> Any:
+        """Return what the function returns."""
+        with pyro.validation_enabled(False), _casts_made_anew(batch[0].device.type):
+            graph = None if self.compile is False or self.reason else self._graph(batch)
+            if graph is not None:
+                return graph(batch)
+            if self.compile == "auto" and self._patience is None:
+                return self._counted(batch)
+            return self.function(self.programs.tensors(), batch)
+
+    def forget(self) -> None:
+        """Drop all graphs, as the function is another one now."""
+        self.graphs, self._watch = {}, None
+
+    @property
+    def count(self) -> int:
+        """How many graphs there are."""
+        return sum(map(len, self.graphs.values()))
+
+    def _graph(self, batch: Batch) -> Graph | None:
+        """Return the graph that holds for a batch, a new one if that pays, or None."""
+        key, rows = self._key(batch), batch[0].shape[0]
+        for graph in self.graphs.get(key, ()):
+            if graph.serves(rows):
+                self._misses = 0
+                return graph
+        self._runs[key, rows] += 1
+        if not self._pays(self._runs[key, rows]):
+            self._notice_miss(key)
+            return None
+        try:
+            return self._add(batch)
+        except CannotCapture as error:
+            self._give_up(str(error))
+            return None
+
+    def _key(self, batch: Batch) -> Any:
+        if self._watch is None:
+            self._watch = Watch(list(self.programs.modules.values()), *self.readers)
+        parts = tuple([(part.shape[1:], part.dtype, part.device) for part in batch])
+        kind = batch[0].device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        return self._watch.now(), parts, cast
+
+    def _pays(self, runs: int) -> bool:
+        if self._patience is None or self.count >= MOST_GRAPHS:
+            return False
+        if self.count == 0 and (self.planned is not None or self.compile is True):
+            return self.compile is True or self.planned >= self._patience
+        # A kind that came once may not come again: wait until it has.
+        return runs > self._patience
+
+    def _add(self, batch: Batch) -> Graph:
+        # Anew, as a module may have taken another's place.
+        self._watch = None
+        key = self._key(batch)
+        # What a GPU replays has one size.
+        on_gpu = batch[0].device.type == "cuda"
+        graph = capture(self.function, self.programs, batch, any_size=not on_gpu)
+        if not graph.serves(batch[0].shape[0]):
+            graph = capture(self.function, self.programs, batch, any_size=False)
+        lower(graph)
+        if on_gpu:
+            graph.run = Replayed(graph.run, len(graph.inputs) - len(batch), record)
+        self.graphs.setdefault(key, []).append(graph)
+        return graph
+
+    def _counted(self, batch: Batch) -> Any:
+        """Run as it is, and find from the work done after how many runs a graph would have paid."""
+        with FlopCounterMode(display=False) as counter:
+            result = self.function(self.programs.tensors(), batch)
+        on_cpu = batch[0].device.type == "cpu"
+        work = counter.get_total_flops() * SECONDS_SAVED_PER_FLOP if on_cpu else 0.0
+        self._patience = SECONDS_TO_COMPILE / (SECONDS_SAVED + work)
+        return result
+
+    def _notice_miss(self, key: Any) -> None:
+        """Say so when graphs exist and none fits any more."""
+        self._misses += 1
+        if self.graphs and self._misses == MISSES_BEFORE_A_WORD:
+            warnings.warn(
+                f"compile: {MISSES_BEFORE_A_WORD} batches in a row ran eagerly, since what the graphs hold fixed has "
+                f"changed: {self._what_changed(key)}",
+                stacklevel=4,
+            )
+
+    def _what_changed(self, key: Any) -> str:
+        if key in self.graphs:
+            return (
+                "the number of rows, which the programs read as a number of Python (x.shape[0] stays open, len(x) not)"
+            )
+        changed = self._watch.changed(next(reversed(self.graphs))[0])
+        if not changed:
+            return "shape or type of the data, or autocast"
+        return f"{', '.join(changed[:3])}; a number that changes in training belongs in a buffer, a tensor without axes"
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        warnings.warn(
+            f"compile: it runs eagerly, since it cannot be captured as a graph: {reason}. Pass compile=False to have "
+            "it so without a word",
+            stacklevel=5,
+        )
+
+
+def _casts_made_anew(kind: str) -> AbstractContextManager:
+    """Have autocast cast parameters in every run; its cache would outlive their update."""
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
+
+
+def lower(graph: Graph) -> None:
+    """Have a graph compiled; leave it as it is, with a warning, where there is no compiler.
+
+    Compiled graphs draw the random numbers that eager programs draw. torch keeps them on disk, in
+    ``TORCHINDUCTOR_CACHE_DIR``, for the next run.
+    """
+    try:
+        with _compiler_kept_quiet(), torch.no_grad(), tracing(TracingContext(graph.mode)):
+            # It takes seconds to import, and may be missing parts.
+            from torch._inductor import compile as inductor
+
+            inputs = [stand_in.detach() for stand_in in graph.inputs]
+            graph.run = inductor(graph.module, inputs, options={"fallback_random": True})
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        warnings.warn(
+            f"compile: graphs run uncompiled, at less speed, since the compiler failed: {type(error).__name__}: "
+            f"{first[:300]}. On a CPU it needs a C++ compiler such as g++",
+            stacklevel=6,
+        )
+
+
+@contextmanager
+def _compiler_kept_quiet() -> Iterator[None]:
+    """Keep back what the compiler says of itself, on which no user of this library can act."""
+    noisy = logging.getLogger("torch.utils.cpp_extension")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch")
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+def check_compile(compile: Any) -> None:  # noqa: A002 - the public name
+    """Raise if the option is unknown.
+
+    Example:
+        >>> check_compile("yes")
+        Traceback (most recent call last):
+        ...
+        ValueError: compile: expected 'auto', True or False, found 'yes'
+    """
+    if not (isinstance(compile, bool) or compile == "auto"):
+        raise ValueError(f"compile: expected 'auto', True or False, found {compile!r}")
