@@ -16,6 +16,7 @@ from ppl_vae.batches import Batch
 from ppl_vae.capture import CannotCapture, Function, Graph, capture
 from ppl_vae.programs import Programs
 from ppl_vae.replaying import Replayed, record
+from ppl_vae.rewriting import rewrite
 from ppl_vae.watching import Watch
 
 __all__ = ["Compiled", "check_compile", "lower"]
@@ -77,20 +78,21 @@ class Compiled:
         self._patience: float | None = None if compile == "auto" else 1
         self._runs: Counter = Counter()
         self._misses = 0
+        self._last: tuple[Any, Any] = (None, None)
 
     def __call__(self, batch: Batch) -> Any:
         """Return what the function returns."""
+        graph = None if self.compile is False or self.reason else self._graph(batch)
+        if graph is not None:
+            return graph(batch)
         with pyro.validation_enabled(False), _casts_made_anew(batch[0].device.type):
-            graph = None if self.compile is False or self.reason else self._graph(batch)
-            if graph is not None:
-                return graph(batch)
             if self.compile == "auto" and self._patience is None:
                 return self._counted(batch)
             return self.function(self.programs.tensors(), batch)
 
     def forget(self) -> None:
         """Drop all graphs, as the function is another one now."""
-        self.graphs, self._watch = {}, None
+        self.graphs, self._watch, self._last = {}, None, (None, None)
 
     @property
     def count(self) -> int:
@@ -100,9 +102,11 @@ class Compiled:
     def _graph(self, batch: Batch) -> Graph | None:
         """Return the graph that holds for a batch, a new one if that pays, or None."""
         key, rows = self._key(batch), batch[0].shape[0]
+        if key == self._last[0] and self._last[1].serves(rows):  # faster than a look-up
+            return self._last[1]
         for graph in self.graphs.get(key, ()):
             if graph.serves(rows):
-                self._misses = 0
+                self._misses, self._last = 0, (key, graph)
                 return graph
         self._runs[key, rows] += 1
         if not self._pays(self._runs[key, rows]):
@@ -136,9 +140,10 @@ class Compiled:
         key = self._key(batch)
         # What a GPU replays has one size.
         on_gpu = batch[0].device.type == "cuda"
-        graph = capture(self.function, self.programs, batch, any_size=not on_gpu)
-        if not graph.serves(batch[0].shape[0]):
-            graph = capture(self.function, self.programs, batch, any_size=False)
+        with _casts_made_anew(batch[0].device.type):
+            graph = capture(self.function, self.programs, batch, any_size=not on_gpu)
+            if not graph.serves(batch[0].shape[0]):
+                graph = capture(self.function, self.programs, batch, any_size=False)
         lower(graph)
         if on_gpu:
             graph.run = Replayed(graph.run, len(graph.inputs) - len(batch), record)
@@ -202,6 +207,8 @@ def lower(graph: Graph) -> None:
             from torch._inductor import compile as inductor
 
             inputs = [stand_in.detach() for stand_in in graph.inputs]
+            if inputs[-1].device.type == "cpu":
+                rewrite(graph.module)
             graph.run = inductor(graph.module, inputs, options={"fallback_random": True})
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

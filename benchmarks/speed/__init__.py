@@ -1,0 +1,1 @@
+"""Contenders of the speed benchmarks: this library, PyTorch by hand, Pyro, NumPyro and pythae."""
