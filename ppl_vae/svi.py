@@ -69,6 +69,8 @@ class SVIStep:
         batch = self._batch(x)
         self._check_once(batch)
         self._follow_optimizer()
+        for parameter in self._moved.values():
+            parameter.grad = None  # so that new gradients take the memory of the last ones, which caches hold
         bound, penalties, gradients = self.ascent(batch)
         for parameter, gradient in zip(self._moved.values(), gradients, strict=True):
             parameter.grad = gradient

@@ -118,10 +118,10 @@ def contenders(workload: Workload, x: Tensor) -> list[Contender]:
     """Return the hand-written step, eager and under ``torch.compile``."""
     found = []
     for name, prepare in (("PyTorch by hand", lambda net: net), ("torch.compile of it", torch.compile)):
-        net = network(workload, workload.pair())
+        net = network(workload, workload.plain_pair())
         if net is not None:
             call = prepare(net)
-            found.append(Contender(name, step(net, call, x), loss=loss_of(network(workload, workload.pair()), x)))
+            found.append(Contender(name, step(net, call, x), loss=loss_of(network(workload, workload.plain_pair()), x)))
     return found
 
 

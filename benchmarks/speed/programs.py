@@ -85,6 +85,10 @@ class Workload:
         torch.manual_seed(0)
         return self.make(self.size)
 
+    def plain_pair(self) -> Pair:
+        """Return them with their kernels laid out as people write them, in torch's usual order."""
+        return tuple(program.to(memory_format=torch.contiguous_format) for program in self.pair())
+
 
 HAND, HAND_COMPILED, PYRO, NUMPYRO, PYTHAE = (
     "PyTorch by hand",

@@ -55,9 +55,9 @@ def contenders(workload: Workload, x: Tensor) -> list[Contender]:
 
 def svi_step(workload: Workload, x: Tensor, name: str, objective: Any) -> Contender:
     """Return a step of Pyro's SVI with its Adam, without argument validation, as ours."""
-    model, guide = (pv.registered(program) for program in workload.pair())
+    model, guide = (pv.registered(program) for program in workload.plain_pair())
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), objective)
-    still = infer.SVI(*(pv.registered(p) for p in workload.pair()), pyro.optim.Adam({"lr": 1e-3}), plain(objective))
+    still = infer.SVI(*(pv.registered(p) for p in workload.plain_pair()), pyro.optim.Adam({"lr": 1e-3}), plain(objective))
 
     def run() -> None:
         with pyro.validation_enabled(False):

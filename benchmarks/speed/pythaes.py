@@ -46,7 +46,7 @@ def model_of(workload: Workload) -> Any:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 
-    model, guide = workload.pair()
+    model, guide = workload.plain_pair()
 
     class Encoder(BaseEncoder):
         def __init__(self, net: nn.Module):

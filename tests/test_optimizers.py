@@ -1,0 +1,104 @@
+"""Our Adam is torch's, bit for bit, whatever is done to it."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ppl_vae.optimizers import FusedAdam
+
+OPTIONS = {
+    "plain": {},
+    "betas": {"betas": (0.5, 0.9), "eps": 1e-6},
+    "weight decay": {"weight_decay": 0.1},
+    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    "upward": {"maximize": True},
+    "two types": {},
+}
+THEIRS = partial(torch.optim.Adam, fused=True)
+
+
+def parameters(*types):
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(size, dtype=dtype)) for dtype in types for size in ((3, 4), (5,), ())]
+
+
+def set_gradients(parameters, seed, missing=()):
+    generator = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(parameters):
+        p.grad = None if i in missing else torch.randn(p.shape, generator=generator, dtype=p.dtype)
+
+
+@pytest.fixture(params=OPTIONS)
+def twins(request):
+    """Two optimizers over equal parameters: torch's and ours."""
+    types = (torch.float32, torch.float64) if request.param == "two types" else (torch.float32,)
+    both = [parameters(*types), parameters(*types)]
+    return [
+        (ps, make(ps, lr=1e-2, **OPTIONS[request.param])) for ps, make in zip(both, (THEIRS, FusedAdam), strict=True)
+    ]
+
+
+def train(twins, seeds, missing=()):
+    for ps, optimizer in twins:
+        for seed in seeds:
+            set_gradients(ps, seed, missing)
+            optimizer.step()
+    (theirs, _), (ours, _) = twins
+    assert all(torch.equal(p, q) for p, q in zip(theirs, ours, strict=True))
+
+
+def test_updates_are_torchs(twins):
+    train(twins, range(5))
+
+
+def test_gradients_that_come_and_go(twins):
+    train(twins, [0], missing=(1,))
+    train(twins, [1, 2])
+    train(twins, [3], missing=(0, 2))
+    train(twins, [4, 5])
+
+
+def test_another_learning_rate(twins):
+    train(twins, [0, 1])
+    for _, optimizer in twins:
+        torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+        optimizer.param_groups[0]["lr"] = 0.3
+    train(twins, [2, 3])
+
+
+def test_states_are_torchs_and_go_both_ways(twins):
+    train(twins, [0, 1])
+    (theirs, torchs), (ours, our) = twins
+    state = copy.deepcopy(torchs.state_dict())
+    torchs.load_state_dict(copy.deepcopy(our.state_dict()))
+    our.load_state_dict(state)
+    train([(theirs, torchs), (ours, our)], [2, 3])
+
+
+def test_parameters_that_join_later(twins):
+    train(twins, [0, 1])
+    for ps, optimizer in twins:
+        ps.append(nn.Parameter(torch.ones(2)))
+        optimizer.add_param_group({"params": [ps[-1]], "lr": 0.5})
+    train(twins, [2, 3])
+
+
+def test_a_closure_is_called_with_gradients():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = FusedAdam([weight])
+
+    def closure():
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 2.0
+    assert weight[0] < 1
+
+
+def test_amsgrad_is_refused():
+    with pytest.raises(ValueError, match="amsgrad: not part of this form"):
+        FusedAdam([nn.Parameter(torch.ones(2))], amsgrad=True)
