@@ -24,6 +24,8 @@ def as_batch(x: Any) -> Batch:
         >>> [t.shape for t in as_batch((torch.zeros(3, 2), torch.zeros(3)))]
         [torch.Size([3, 2]), torch.Size([3])]
     """
+    if isinstance(x, Tensor) and x.dim() and x.shape[0]:
+        return (x,)
     if hasattr(x, "test") and hasattr(x, "info"):
         raise TypeError("data: expected a batch, found the three parts of a data set; pass one, such as data.test")
     batch = tuple(x) if isinstance(x, (tuple, list)) else (x,)

@@ -39,7 +39,10 @@ class Graph:
         module: the operations.
         inputs: stand-ins for its inputs, by which a compiler knows shapes and types.
         run: what is called: the module, or what a compiler made of it.
+        watch: what must be as it was for the graph to hold.
     """
+
+    watch: Any = None
 
     def __init__(self, tensors: Sequence[Tensor], batch: Batch, any_size: bool):
         self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)

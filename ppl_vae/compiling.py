@@ -102,7 +102,7 @@ class Compiled:
     def _graph(self, batch: Batch) -> Graph | None:
         """Return the graph that holds for a batch, a new one if that pays, or None."""
         key, rows = self._key(batch), batch[0].shape[0]
-        if key == self._last[0] and self._last[1].serves(rows):  # faster than a look-up
+        if _same(key, self._last[0]) and self._last[1].serves(rows):  # faster than a look-up
             return self._last[1]
         for graph in self.graphs.get(key, ()):
             if graph.serves(rows):
@@ -124,7 +124,14 @@ class Compiled:
         parts = tuple([(part.shape[1:], part.dtype, part.device) for part in batch])
         kind = batch[0].device.type
         cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        return self._watch.now(), parts, cast
+        return self._watched(), parts, cast
+
+    def _watched(self) -> Any:
+        try:
+            return self._watch.now()
+        except KeyError:  # an attribute is gone
+            self._watch = Watch(list(self.programs.modules.values()), *self.readers)
+            return self._watch.now()
 
     def _pays(self, runs: int) -> bool:
         if self._patience is None or self.count >= MOST_GRAPHS:
@@ -147,6 +154,7 @@ class Compiled:
         lower(graph)
         if on_gpu:
             graph.run = Replayed(graph.run, len(graph.inputs) - len(batch), record)
+        graph.watch = self._watch
         self.graphs.setdefault(key, []).append(graph)
         return graph
 
@@ -186,6 +194,13 @@ class Compiled:
             "it so without a word",
             stacklevel=5,
         )
+
+
+def _same(key: Any, other: Any) -> bool:
+    try:
+        return key == other
+    except RuntimeError:  # a tensor where a number was
+        return False
 
 
 def _casts_made_anew(kind: str) -> AbstractContextManager:

@@ -260,7 +260,10 @@ class Programs:
 
     def on_device(self, batch: Batch) -> Batch:
         """Return the batch on the device of the parameters; as it is where there are none."""
-        return batch if self.device is None else tuple(part.to(self.device, non_blocking=True) for part in batch)
+        device = self.device
+        if device is None or all(part.device == device for part in batch):
+            return batch
+        return tuple(part.to(device, non_blocking=True) for part in batch)
 
     @cached_property
     def device(self) -> torch.device | None:

@@ -261,6 +261,20 @@ class TestNumbersOfPython:
         for slope in (1.0, 3.0):  # noqa: B007 - the model reads it
             assert_steps_agree(eager, captured, [bits(), bits()])
 
+    def test_a_number_that_becomes_a_tensor_and_one_that_goes(self, uncompiled):
+        def make():
+            torch.manual_seed(0)
+            return Tempered(**SIZES), Normal(**SIZES)
+
+        eager, captured = pair_of_steps(make, bits())
+        assert_steps_agree(eager, captured, [bits()])
+        for step in (eager, captured):
+            step.model.sharpness = torch.linspace(1, 2, D)
+        assert_steps_agree(eager, captured, [bits(), bits()])
+        for step in (eager, captured):
+            del step.model.sharpness  # the class has one of its own
+        assert_steps_agree(eager, captured, [bits(), bits()])
+
     def test_one_that_changes_all_the_time_runs_eagerly_and_says_which(self, uncompiled):
         model, guide = Tempered(**SIZES), Normal(**SIZES)
         step = step_on(model, guide, bits(), compile=True)

@@ -57,7 +57,9 @@ def svi_step(workload: Workload, x: Tensor, name: str, objective: Any) -> Conten
     """Return a step of Pyro's SVI with its Adam, without argument validation, as ours."""
     model, guide = (pv.registered(program) for program in workload.plain_pair())
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), objective)
-    still = infer.SVI(*(pv.registered(p) for p in workload.plain_pair()), pyro.optim.Adam({"lr": 1e-3}), plain(objective))
+    still = infer.SVI(
+        *(pv.registered(p) for p in workload.plain_pair()), pyro.optim.Adam({"lr": 1e-3}), plain(objective)
+    )
 
     def run() -> None:
         with pyro.validation_enabled(False):
