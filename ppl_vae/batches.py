@@ -174,7 +174,7 @@ def source(data: Any, batch_size: int, transform: Transform | None = None) -> So
             batch size then counts).
         batch_size: data per batch.
         transform: applied to the first tensor of every training batch, such as
-            ``torch.bernoulli`` to binarize anew each time.
+            ``pv.data.binarize`` to binarize anew each time.
 
     Raises:
         TypeError: data is none of these.

@@ -5,19 +5,20 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from torch._guards import TracingContext, tracing
-from torch.utils.flop_counter import FlopCounterMode
 
 from ppl_vae.batches import Batch
-from ppl_vae.capture import CannotCapture, Function, Graph, capture
 from ppl_vae.programs import Programs
 from ppl_vae.replaying import Replayed, record
 from ppl_vae.rewriting import rewrite
 from ppl_vae.watching import Watch
+
+# What captures and compiles takes seconds to import, and is imported where it is used.
+if TYPE_CHECKING:
+    from ppl_vae.capture import Function, Graph
 
 __all__ = ["Compiled", "check_compile", "lower"]
 
@@ -64,7 +65,7 @@ class Compiled:
 
     def __init__(
         self,
-        function: Function,
+        function: "Function",
         programs: Programs,
         readers: Sequence[Any] = (),
         compile: bool | str = "auto",  # noqa: A002 - the public name
@@ -99,7 +100,7 @@ class Compiled:
         """How many graphs there are."""
         return sum(map(len, self.graphs.values()))
 
-    def _graph(self, batch: Batch) -> Graph | None:
+    def _graph(self, batch: Batch) -> "Graph | None":
         """Return the graph that holds for a batch, a new one if that pays, or None."""
         key, rows = self._key(batch), batch[0].shape[0]
         if _same(key, self._last[0]) and self._last[1].serves(rows):  # faster than a look-up
@@ -112,6 +113,8 @@ class Compiled:
         if not self._pays(self._runs[key, rows]):
             self._notice_miss(key)
             return None
+        from ppl_vae.capture import CannotCapture
+
         try:
             return self._add(batch)
         except CannotCapture as error:
@@ -141,7 +144,9 @@ class Compiled:
         # A kind that came once may not come again: wait until it has.
         return runs > self._patience
 
-    def _add(self, batch: Batch) -> Graph:
+    def _add(self, batch: Batch) -> "Graph":
+        from ppl_vae.capture import capture
+
         # Anew, as a module may have taken another's place.
         self._watch = None
         key = self._key(batch)
@@ -160,6 +165,8 @@ class Compiled:
 
     def _counted(self, batch: Batch) -> Any:
         """Run as it is, and find from the work done after how many runs a graph would have paid."""
+        from torch.utils.flop_counter import FlopCounterMode
+
         with FlopCounterMode(display=False) as counter:
             result = self.function(self.programs.tensors(), batch)
         on_cpu = batch[0].device.type == "cpu"
@@ -210,13 +217,15 @@ def _casts_made_anew(kind: str) -> AbstractContextManager:
     return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
 
-def lower(graph: Graph) -> None:
+def lower(graph: "Graph") -> None:
     """Have a graph compiled; leave it as it is, with a warning, where there is no compiler.
 
     Compiled graphs draw the random numbers that eager programs draw. torch keeps them on disk, in
     ``TORCHINDUCTOR_CACHE_DIR``, for the next run.
     """
     try:
+        from torch._guards import TracingContext, tracing
+
         with _compiler_kept_quiet(), torch.no_grad(), tracing(TracingContext(graph.mode)):
             # It takes seconds to import, and may be missing parts.
             from torch._inductor import compile as inductor

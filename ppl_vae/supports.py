@@ -113,7 +113,7 @@ def _masked_out(inside: Tensor, mask: Tensor | bool | None, events: int) -> Tens
 def _repair(fn: Any) -> str:
     if isinstance(innermost(fn), dist.Bernoulli):
         return (
-            "binarize them (pv.data.load(..., binarize='dynamic'), or transform=torch.bernoulli in pv.fit), or choose "
+            "binarize them (pv.data.load(..., binarize='dynamic'), or transform=pv.data.binarize in pv.fit), or choose "
             "a likelihood for grey values"
         )
     return "rescale the data or choose another likelihood"

@@ -101,7 +101,7 @@ def fit(
         seed: seeds order and draws. The caller's random state does not move.
         compile: see `svi_step`; ``"auto"`` goes by the number of epochs and the size of the data.
         step: drive this step instead of one made from model, guide, objective and optimizer.
-        transform: applied to x in every training batch, such as ``torch.bernoulli``.
+        transform: applied to x in every training batch, such as ``pv.data.binarize``.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
         config: what ``config.toml`` records; by default the settings of this call.
 

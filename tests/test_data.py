@@ -63,7 +63,7 @@ def test_dynamic_binarization_keeps_training_probabilities_and_the_static_test_s
     assert torch.equal(dynamic.train, pv.data.load("digits").train)
     assert torch.equal(dynamic.test, static.test)
     assert torch.equal(dynamic.valid, static.valid)
-    assert dynamic.info.transform is torch.bernoulli
+    assert dynamic.info.transform is pv.data.binarize
 
 
 def test_binarized_pixels_have_their_grey_value_as_mean():
