@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
+from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives import Objective, facts
@@ -45,6 +46,7 @@ class SVIStep:
         particles: int,
         optimizer: torch.optim.Optimizer,
         compile: bool | str = "auto",  # noqa: A002 - the public name
+        chunk: int | None = None,
     ):
         self.model, self.guide = model, guide
         self.objective, self.particles = objective, particles
@@ -52,6 +54,10 @@ class SVIStep:
         self.programs = Programs(model, guide, objective)
         compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
+        if chunk is not None and chunk < particles:
+            self.ascent = ChunkedAscent(model, guide, objective, particles, chunk, self.programs, compile)
+            self.validation = self.ascent.value
+        self._at_once = min(particles, chunk or particles)
         self._held: list[int] = []
         self._moved: dict[str, Tensor] = {}
         self._checked = False
@@ -85,12 +91,14 @@ class SVIStep:
 
     def plan(self, updates: int, validations: int = 0) -> None:
         """Say how many batches are to come, by which ``compile="auto"`` decides."""
-        self.ascent.planned, self.validation.planned = updates, validations
+        self.ascent.planned = updates
+        if isinstance(self.validation, Compiled):
+            self.validation.planned = validations
 
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        return self.ascent.count + self.validation.count
+        return self.ascent.count + (self.validation.count if isinstance(self.validation, Compiled) else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
@@ -111,7 +119,8 @@ class SVIStep:
         self.programs.run_once(self.model, self.guide, batch)
         check_optimizer(self.optimizer, self.programs, self.objective)
         with undisturbed(self.programs):
-            check_objective(self.objective, self.model, self.guide, batch, self.particles)
+            enough = max(self._at_once, facts(self.objective).min_particles)
+            check_objective(self.objective, self.model, self.guide, batch, enough)
         self._checked = True
 
     def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -138,6 +147,7 @@ class SVIStep:
         self._held = [*map(id, held)]
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
         self.ascent.forget()
+        self.ascent.moved = [*self._moved]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:

@@ -9,7 +9,7 @@ import ppl_vae as pv
 from ppl_vae.programs import Programs
 
 
-def step_on(model, guide, x, objective=pv.objectives.elbo, particles=2, compile=False):  # noqa: A002
+def step_on(model, guide, x, objective=pv.objectives.elbo, particles=2, compile=False, **options):  # noqa: A002
     """Return a step with an optimizer over all parameters that the objective may train."""
     parameters = Programs(model, guide, objective).run_once(model, guide, pv.batches.as_batch(x)).parameters()
     if pv.objectives.facts(objective).upper:
@@ -18,7 +18,7 @@ def step_on(model, guide, x, objective=pv.objectives.elbo, particles=2, compile=
             pytest.skip("an upper bound trains the guide, which has no parameters")
     # Plain steps: Adam's divide by the gradient's size, and so make much of one that is zero to rounding.
     optimizer = torch.optim.SGD(list(parameters.values()), lr=1e-2, momentum=0.9)
-    return pv.svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
+    return pv.svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile, **options)
 
 
 def assert_steps_agree(eager, captured, batches, **tolerance):
