@@ -73,6 +73,11 @@ def fit(
     compile: Annotated[  # noqa: A002 - the public name
         str, typer.Option(help="true, false, or auto: compile steps and evaluation where that saves time.")
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for matrix products in mixed precision.")
+    ] = "float32",
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient; none if left out.")] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches for one update.")] = 1,
     root: Root = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run; a free one under runs/ if left out.")

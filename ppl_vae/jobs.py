@@ -45,9 +45,17 @@ class Settings:
     seed: int = 0
     eval_particles: int = 1000
     compile: str = "auto"
+    precision: str = "float32"
+    clip_norm: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("likelihood", LIKELIHOODS), ("compile", COMPILE)):
+        for name, known in (
+            ("objective", OBJECTIVES),
+            ("likelihood", LIKELIHOODS),
+            ("compile", COMPILE),
+            ("precision", PRECISION),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
@@ -126,6 +134,9 @@ class Job:
             out=out,
             seed=s.seed,
             compile=COMPILE[s.compile],
+            precision=PRECISION[s.precision],
+            clip_norm=s.clip_norm,
+            accumulate=s.accumulate,
             config={k: v for k, v in asdict(s).items() if k not in self.ignored()} | {"versions": _versions()},
         )
 
@@ -172,6 +183,7 @@ def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module
     return nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), x_dim), head())
 
 
+PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 COMPILE = {"auto": "auto", "true": True, "false": False}
 OBJECTIVES = objectives.every() | objectives.estimators()
 LIKELIHOODS = {

@@ -130,6 +130,11 @@ def _halved(side: int) -> int:
     return (side + 1) // 2
 
 
+def _at_least_single(h: Tensor) -> Tensor:
+    """Leave mixed precision: a log density is a sum over pixels, for which eight bits are too few."""
+    return h.float() if torch.is_autocast_enabled(h.device.type) else h
+
+
 class ToBernoulli(nn.Module):
     """Logits ``(..., D)`` to independent Bernoullis with event shape ``(D,)``.
 
@@ -142,7 +147,7 @@ class ToBernoulli(nn.Module):
 
     def forward(self, logits: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
-        return dist.Bernoulli(logits=logits).to_event(1)
+        return dist.Bernoulli(logits=_at_least_single(logits)).to_event(1)
 
 
 class ToNormal(nn.Module):
@@ -166,7 +171,7 @@ class ToNormal(nn.Module):
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
-        loc, raw = h.chunk(2, dim=-1)
+        loc, raw = _at_least_single(h).chunk(2, dim=-1)
         return dist.Normal(loc, F.softplus(raw) + self.min_scale).to_event(1)
 
 
@@ -189,4 +194,4 @@ class ToNormalOneScale(nn.Module):
 
     def forward(self, loc: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
-        return dist.Normal(loc, self.log_scale.exp()).to_event(1)
+        return dist.Normal(_at_least_single(loc), self.log_scale.exp()).to_event(1)

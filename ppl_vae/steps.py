@@ -41,6 +41,9 @@ def svi_step(
     optimizer: torch.optim.Optimizer,
     compile: bool | str = "auto",  # noqa: A002 - the public name
     chunk: int | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    precision: torch.dtype | None = None,
 ) -> SVIStep:
     """Return one training step, for a loop of your own.
 
@@ -56,6 +59,11 @@ def svi_step(
             runs eagerly, with a warning that says why. See `ppl_vae.compiling`.
         chunk: particles at a time, a divisor of K, for bounds on many particles: memory then grows with
             the chunk, and a step takes about one and a half times as long. The gradient is the same.
+        accumulate: batches for one update; their gradients are averaged over all their data.
+        clip_norm: the largest norm of all gradients together; longer ones are shortened to it.
+        precision: ``torch.bfloat16`` for mixed precision (``torch.autocast``): matrix products in it,
+            parameters in float32. The heads in `ppl_vae.nets` give densities in float32; make
+            distributions of your own from float32 tensors too.
 
     Returns:
         A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum.
@@ -80,9 +88,16 @@ def svi_step(
         raise TypeError(f"optimizer: expected a torch optimizer over the parameters of both, found {optimizer!r}")
     if isinstance(objective, pyro.infer.ELBO):
         check_elbo(objective, particles, compile)
-        if chunk is not None:
-            raise ValueError("chunk: Pyro's objectives weigh all their particles at once; leave it out")
+        given = {"chunk": chunk, "clip_norm": clip_norm, "precision": precision, "accumulate": accumulate}
+        for name, value in given.items():
+            if value != {"accumulate": 1}.get(name):
+                raise ValueError(f"{name}: steps on Pyro's objectives have no such option; leave it out")
         return PyroStep(model, guide, objective, optimizer)
     check_options(objective, particles, compile)
     check_chunk(objective, particles, chunk)
-    return SVIStep(model, guide, objective, particles, optimizer, compile, chunk)
+    if precision not in (None, torch.bfloat16):
+        raise ValueError(
+            f"precision: expected torch.bfloat16 or None, found {precision!r}; the programs' own type is that of their "
+            "parameters (model.double()), and float16 would need gradients to be scaled"
+        )
+    return SVIStep(model, guide, objective, particles, optimizer, compile, chunk, accumulate, clip_norm, precision)

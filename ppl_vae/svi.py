@@ -1,6 +1,7 @@
 """A step of stochastic variational inference: what one batch does to the parameters."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ppl_vae.estimation import estimate
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
+from ppl_vae.updating import Update
 
 __all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
 
@@ -47,10 +49,14 @@ class SVIStep:
         optimizer: torch.optim.Optimizer,
         compile: bool | str = "auto",  # noqa: A002 - the public name
         chunk: int | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        precision: torch.dtype | None = None,
     ):
         self.model, self.guide = model, guide
         self.objective, self.particles = objective, particles
-        self.optimizer = optimizer
+        self.optimizer, self.update = optimizer, Update(optimizer, accumulate, clip_norm)
+        self.precision = precision
         self.programs = Programs(model, guide, objective)
         compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
@@ -75,19 +81,19 @@ class SVIStep:
         batch = self._batch(x)
         self._check_once(batch)
         self._follow_optimizer()
-        for parameter in self._moved.values():
-            parameter.grad = None  # so that new gradients take the memory of the last ones, which caches hold
-        bound, penalties, gradients = self.ascent(batch)
-        for parameter, gradient in zip(self._moved.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        advance(self.objective)
+        moved = [*self._moved.values()]
+        self.update.clear(moved)
+        with self._cast(batch):
+            bound, penalties, gradients = self.ascent(batch)
+        if self.update(moved, gradients, len(batch[0])):
+            advance(self.objective)
         return Info(bound, penalties)
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
-        with modes_and_buffers_kept(self.programs, training=False):
-            return self.validation(self._batch(x))
+        batch = self._batch(x)
+        with modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
+            return self.validation(batch)
 
     def plan(self, updates: int, validations: int = 0) -> None:
         """Say how many batches are to come, by which ``compile="auto"`` decides."""
@@ -102,15 +108,22 @@ class SVIStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
-        return {"programs": self.programs.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"programs": self.programs.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | ({"update": self.update.state_dict()} if self.update.accumulate > 1 else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state; the programs change only if all of it fits them."""
         self.programs.load_state_dict(state["programs"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if "update" in state:
+            self.update.load_state_dict(state["update"])
 
     def _batch(self, x: Any) -> Batch:
         return self.programs.on_device(as_batch(x))
+
+    def _cast(self, batch: Batch) -> AbstractContextManager:
+        """Have matrix products take numbers of the precision that was asked for."""
+        return nullcontext() if self.precision is None else torch.autocast(batch[0].device.type, self.precision)
 
     def _check_once(self, batch: Batch) -> None:
         if self._checked:

@@ -80,6 +80,10 @@ def fit(
     transform: Callable[[Tensor], Tensor] | None = None,
     progress: bool | None = None,
     config: Mapping[str, Any] | None = None,
+    chunk: int | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    precision: torch.dtype | None = None,
 ) -> Fit:
     """Train a model and a guide in place, and leave them with their best parameters.
 
@@ -104,6 +108,10 @@ def fit(
         transform: applied to x in every training batch, such as ``pv.data.binarize``.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
         config: what ``config.toml`` records; by default the settings of this call.
+        chunk: see `svi_step`, as for the next three.
+        accumulate: batches for one update, across the end of an epoch too.
+        clip_norm: the largest norm of the gradient.
+        precision: ``torch.bfloat16`` for mixed precision.
 
     Returns:
         `Fit`.
@@ -131,7 +139,9 @@ def fit(
     held_out = None if valid is None else source(valid, batch_size)
     with forked_random_state(seed):
         if step is None:
-            step = _make_step(model, guide, train, held_out, objective, particles, optimizer, compile)
+            options = {"chunk": chunk, "accumulate": accumulate, "clip_norm": clip_norm, "precision": precision}
+            options |= {"compile": compile}
+            step = _make_step(model, guide, train, held_out, objective, particles, optimizer, options)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
@@ -168,12 +178,12 @@ def _make_step(
     objective: Objective | PyroELBO,
     particles: int,
     optimizer: Optimizer | None,
-    compile: bool | str,  # noqa: A002 - the public name
+    options: Mapping[str, Any],
 ) -> Step:
     if model is None or guide is None:
         raise ValueError("model, guide: pass both, or a step that brings its own")
     pyros = isinstance(objective, PyroELBO)
-    (check_elbo if pyros else check_options)(objective, particles, compile)
+    (check_elbo if pyros else check_options)(objective, particles, options["compile"])
     hold_to_contract = check_callable if pyros else check  # the rest is between Pyro and the programs
     batch = Programs(model, guide).on_device(train.first())
     hold_to_contract(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
@@ -181,7 +191,7 @@ def _make_step(
         programs = Programs(model, guide, objective).run_once(model, guide, batch)
         parameters = to_train(programs, objective)
         optimizer = made(optimizer or adam, parameters)
-    step = svi_step(model, guide, objective, particles, optimizer=optimizer, compile=compile)
+    step = svi_step(model, guide, objective, particles, optimizer=optimizer, **options)
     step.prepare(batch)
     if held_out is not None:
         hold_to_contract(model, guide, step.programs.on_device(held_out.first()))

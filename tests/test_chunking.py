@@ -115,7 +115,10 @@ REFUSED = {
     "a rule of its own": ({"objective": pv.objectives.Concrete(), "chunk": 2}, "Concrete draws particles by a rule"),
     "no divisor": ({"chunk": 4}, "chunk: 6 particles do not split into chunks of 4"),
     "nothing": ({"chunk": 0}, "chunk: expected a whole number of at least 1, or None, found 0"),
-    "Pyro's": ({"objective": pv.pyro_step.RenyiELBO(num_particles=6), "particles": 1, "chunk": 2}, "chunk: Pyro's"),
+    "Pyro's": (
+        {"objective": pv.pyro_step.RenyiELBO(num_particles=6), "particles": 1, "chunk": 2},
+        "chunk: steps on Pyro's",
+    ),
 }
 
 
