@@ -1,5 +1,6 @@
 """The command line: ``ppl-vae fit``, ``evaluate``, ``sample`` and ``list``."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -98,6 +99,8 @@ def fit(
         say(f"Stopped. The best parameters so far, if an epoch ended, are in {folder}")
         raise typer.Exit(130) from None
     evaluation = job.evaluate(eval_particles, seed)
+    if not leads():
+        return
     runs.write_json(folder / runs.EVALUATION, evaluation.to_dict())
     job.draw_learning_curve(trained.history, folder)
     job.draw_reconstructions(folder)
@@ -122,6 +125,8 @@ def evaluate(
     from ppl_vae import jobs, runs
 
     evaluation = jobs.Job.from_run(run, root, model, guide).evaluate(particles, seed)
+    if not leads():
+        return
     path = run / f"evaluation_K{particles}_seed{seed}.json"
     runs.write_json(path, evaluation.to_dict())
     say(str(evaluation))
@@ -204,6 +209,11 @@ def console() -> Console:
     return Console()
 
 
+def leads() -> bool:
+    """Tell whether this process writes and prints: of several, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def free_folder(parent: Path, name: str) -> Path:
     """Return the first of name, name-2, name-3, ... that does not exist yet."""
     number, folder = 1, parent / name
@@ -216,12 +226,23 @@ def free_folder(parent: Path, name: str) -> Path:
 def main() -> None:
     """Run the command line. What a person can mend is a line; what fails in their program is a traceback."""
     try:
-        app()
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        run()
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         if not (isinstance(error, OSError) or raised_here(error)):
             raise
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def run() -> None:
+    """Run the command, together with the other processes if torchrun has started several."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        app()
+        return
+    from ppl_vae.parallel import launched
+
+    with launched():
+        app()
 
 
 def raised_here(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.data.splits import Splits
 from ppl_vae.diagnostics import effective_sample_size, pareto_khat
 from ppl_vae.objectives import elbo, iwae
+from ppl_vae.parallel import SharedNoise, Workers, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, program_name, undisturbed
 from ppl_vae.progress import Bar, progress_bar
@@ -143,7 +145,8 @@ def evaluate(
             DataLoader in a fixed order.
         particles: K, draws per datum.
         seed: seeds the draws; two calls with one seed agree exactly.
-        batch_size: data at a time.
+        batch_size: data at a time. Several processes (see CONTRIBUTING.md) share batches out whose size is a
+            multiple of their number.
         chunk: draws per datum at a time. Memory beyond the ``(K, batch_size)`` log-weights does
             not grow with K.
         subject: what the report calls the programs and the data; made from their names if left out.
@@ -179,14 +182,19 @@ def evaluate(
         raise ValueError("data: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
     batches = source(data.test if isinstance(data, Splits) else data, batch_size)
     programs = Programs(model, guide)
-    draw = _drawing(model, guide, programs, particles, chunk, batches.batches, compile)
+    together = workers()
+    draw = {
+        who: _drawing(model, guide, programs, particles, chunk, batches.batches, compile, who)
+        for who in {None, together}
+    }
+    progress = progress if together is None or together.leads else False
     with undisturbed(programs, seed, training=False), progress_bar("Evaluating", batches.batches, progress) as bar:
         parts: list[Mapping[str, Tensor]] = []
         for start, batch in _numbered(batches):
             batch = programs.on_device(batch)
             if not parts:
                 check(model, guide, batch)
-            parts.append(_estimates(_log_weights(draw, batch, particles, start)))
+            parts.append(_estimated(draw, batch, particles, start, together))
             _show(bar, parts)
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Evaluation(**columns, particles=particles, seed=seed, subject=subject)
@@ -208,6 +216,7 @@ def _numbered(batches: Any) -> Iterator[tuple[int, Batch]]:
         start += len(batch[0])
 
 
+Draws = list[tuple[int, Compiled]]
 Densities = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
@@ -219,12 +228,14 @@ def _drawing(
     chunk: int,
     batches: int | None,
     compile: bool | str,  # noqa: A002 - the public name
-) -> list[tuple[int, Compiled]]:
+    together: Workers | None,
+) -> Draws:
     """Return how to draw the particles of a batch: by how many at a time, and the function that does it."""
 
     @torch.no_grad()
     def densities(k: int, tensors: Any, batch: Batch) -> Densities:
-        drawn = weigh(model, guide, batch, k)
+        with SharedNoise(together, k, batch[0].shape[0]) if together else nullcontext():
+            drawn = weigh(model, guide, batch, k)
         return drawn.log_w, dict(drawn.log_p), dict(drawn.log_q)
 
     def compiled(k: int, times: int) -> Compiled:
@@ -236,7 +247,18 @@ def _drawing(
     return chunks + ([(rest, compiled(rest, 1))] if rest else [])
 
 
-def _log_weights(draw: list[tuple[int, Compiled]], batch: Batch, particles: int, start: int) -> Tensor:
+def _estimated(
+    draw: Mapping[Workers | None, Draws], batch: Batch, particles: int, start: int, together: Workers | None
+) -> Mapping[str, Tensor]:
+    """Return the columns of an `Evaluation` for a batch, of which each worker computes its part."""
+    mine = together.part(batch) if together else None
+    if mine is None:
+        return _estimates(_log_weights(draw[None], batch, particles, start))
+    columns = _estimates(_log_weights(draw[together], mine, particles, start + together.rank * len(mine[0])))
+    return {name: together.gathered(column) for name, column in columns.items()}
+
+
+def _log_weights(draw: Draws, batch: Batch, particles: int, start: int) -> Tensor:
     """Return log-weights ``(K, B)`` in float64, drawn a chunk of particles at a time."""
     log_w = torch.empty(particles, len(batch[0]), dtype=torch.float64, device=batch[0].device)
     with torch.no_grad():

@@ -14,7 +14,9 @@ from typing import IO, Any
 
 import torch
 
-__all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics"]
+from ppl_vae.parallel import Workers
+
+__all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"]
 
 CONFIG, METRICS, CHECKPOINT, EVALUATION = "config.toml", "metrics.csv", "checkpoint.pt", "evaluation.json"
 
@@ -33,6 +35,27 @@ def new_folder(out: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"out: {folder} exists and is not an empty folder; choose another name or remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shared_folder(out: str | Path, together: Workers | None) -> Path | None:
+    """Make a new folder as `new_folder` does; of several processes the leading one does so, the others get None.
+
+    Example:
+        >>> shared_folder(tmp_path / "run", together=None).is_dir()
+        True
+    """
+    if together is None:
+        return new_folder(out)
+    problem, folder = None, None
+    if together.leads:
+        try:
+            folder = new_folder(out)
+        except OSError as error:
+            problem = error
+    together.agree(problem and str(problem))
+    if problem:
+        raise problem
     return folder
 
 

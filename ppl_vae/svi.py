@@ -1,6 +1,6 @@
 """A step of stochastic variational inference: what one batch does to the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
+from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import Update
 
@@ -60,13 +61,17 @@ class SVIStep:
         self.programs = Programs(model, guide, objective)
         compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
+        self.workers = workers()
+        self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
+        if self.workers and chunk is not None:
+            raise ValueError("chunk: not for several processes, each of which has a part of the data; leave it out")
         if chunk is not None and chunk < particles:
             self.ascent = ChunkedAscent(model, guide, objective, particles, chunk, self.programs, compile)
             self.validation = self.ascent.value
         self._at_once = min(particles, chunk or particles)
         self._held: list[int] = []
         self._moved: dict[str, Tensor] = {}
-        self._checked = False
+        self._checked = self._known_alike = False
 
     def prepare(self, x: Any) -> None:
         """Hold programs, objective and optimizer to the contract on a first batch; change nothing."""
@@ -84,7 +89,7 @@ class SVIStep:
         moved = [*self._moved.values()]
         self.update.clear(moved)
         with self._cast(batch):
-            bound, penalties, gradients = self.ascent(batch)
+            bound, penalties, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
         return Info(bound, penalties)
@@ -93,18 +98,24 @@ class SVIStep:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
         batch = self._batch(x)
         with modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
-            return self.validation(batch)
+            mine = self.workers.part(batch) if self.workers else None
+            return self.validation(batch) if mine is None else self.workers.gathered(self.shared_validation(mine))
 
     def plan(self, updates: int, validations: int = 0) -> None:
         """Say how many batches are to come, by which ``compile="auto"`` decides."""
-        self.ascent.planned = updates
-        if isinstance(self.validation, Compiled):
-            self.validation.planned = validations
+        ascent, validation = self.ascent, self.validation
+        if self.workers:  # batches that cannot be shared out are few
+            ascent, validation = self.shared_ascent, self.shared_validation
+            self.ascent.planned = self.validation.planned = 0
+        ascent.planned = updates
+        if isinstance(validation, Compiled):
+            validation.planned = validations
 
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        return self.ascent.count + (self.validation.count if isinstance(self.validation, Compiled) else 0)
+        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation)
+        return sum(getattr(function, "count", 0) for function in functions)
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
@@ -128,6 +139,8 @@ class SVIStep:
     def _check_once(self, batch: Batch) -> None:
         if self._checked:
             return
+        if self.workers:
+            self.workers.start_alike(self.programs.tensors())
         check(self.model, self.guide, batch)
         self.programs.run_once(self.model, self.guide, batch)
         check_optimizer(self.optimizer, self.programs, self.objective)
@@ -145,6 +158,26 @@ class SVIStep:
         gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
         return found.value.mean(), penalties, gradients
 
+    def _ascended(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor | None]]:
+        """Return bound, penalties and gradients of a batch, this worker's part of it computed here."""
+        mine = self.workers.part(batch) if self.workers else None
+        if mine is None:
+            return self.ascent(batch)
+        bound, penalties, gradients = self.shared_ascent(mine)
+        if not self._known_alike:
+            self.workers.refuse_different(self.programs.tensors())
+            self._known_alike = True
+        bound, *rest = self.workers.mean([bound, *penalties.values(), *gradients])
+        return bound, dict(zip(penalties, rest, strict=False)), rest[len(penalties) :]
+
+    def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
+        with SharedNoise(self.workers, self.particles, batch[0].shape[0]):
+            return self._ascent(tensors, batch)
+
+    def _shared_bound(self, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        with SharedNoise(self.workers, self.particles, batch[0].shape[0]):
+            return self._bound(tensors, batch)
+
     @torch.no_grad()
     def _bound(self, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
         bound = getattr(self.objective, "bound", None) or self.objective
@@ -160,6 +193,7 @@ class SVIStep:
         self._held = [*map(id, held)]
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
         self.ascent.forget()
+        self.shared_ascent.forget()
         self.ascent.moved = [*self._moved]
 
 

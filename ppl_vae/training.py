@@ -19,6 +19,7 @@ from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
+from ppl_vae.parallel import LostWorker, workers
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo
@@ -144,12 +145,19 @@ def fit(
             step = _make_step(model, guide, train, held_out, objective, particles, optimizer, options)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
-        folder = None if out is None else runs.new_folder(out)  # only once model, guide and data fit
+        together = workers()
+        folder = None if out is None else runs.shared_folder(out, together)  # only once model, guide and data fit
+        progress = progress if together is None or together.leads else False
         if folder:
             drawn = getattr(objective, "num_particles", particles)
             settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
             runs.write_config(folder, config or settings)
+        if together and train.batch_size % together.size:
+            raise ValueError(
+                f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
+                "a multiple"
+            )
         if isinstance(step, SVIStep):
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
         if isinstance(step, SVIStep) and train.batches:
@@ -259,6 +267,10 @@ class _Loop:
                     row["seconds"] = time.perf_counter() - started
                     self._refuse_nan(row)
                     self._record(row)
+        except LostWorker as error:
+            where = f"in {self.folder}" if self.folder else "back in the programs"
+            kept = f"those of epoch {self.result.best['epoch']} are {where}" if self.result.best else "none had ended"
+            raise LostWorker(f"{error}. Training stopped in epoch {epoch}; of its parameters {kept}") from error
         finally:  # also when a person stops it, or the bound is no number
             self.step.load_state_dict(self.best_state)
         self.result.graphs = getattr(self.step, "graphs", 0)

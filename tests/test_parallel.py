@@ -1,0 +1,143 @@
+"""Two processes train and evaluate as one does, to rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppl_vae.parallel import SharedNoise, Workers
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = "--data=digits --epochs=2 --batch-size=64 --hidden=16 --z-dim=2 --eval-particles=50"
+K, ROWS, SIZE = 3, 4, 2
+
+
+def run(*command, **environment):
+    known = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp")}
+    known |= {name: os.environ[name] for name in ("PPL_VAE_DATA", "TMPDIR") if name in os.environ}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=known | environment, timeout=300)
+
+
+def torchrun(*command):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0")
+    return run(*launcher, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *command)
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+
+
+def test_the_command_line_trains_in_two_processes_as_in_one(tmp_path):
+    options = [*PROGRAM.split(), "--objective=iwae", "--particles=3", "--compile=false"]
+    one = run(sys.executable, "-m", "ppl_vae", "fit", *options, f"--out={tmp_path / 'one'}")
+    two = torchrun("-m", "ppl_vae", "fit", *options, f"--out={tmp_path / 'two'}")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+    for name, tensor in checkpoint(tmp_path / "one")["programs"].items():
+        torch.testing.assert_close(checkpoint(tmp_path / "two")["programs"][name], tensor, rtol=1e-3, atol=1e-5)
+    found = [json.loads((tmp_path / which / "evaluation.json").read_text()) for which in ("one", "two")]
+    assert found[1]["log_px"] == pytest.approx(found[0]["log_px"], abs=1e-3)
+    assert two.stdout.count("test log-likelihood") == 1  # one of them reports
+
+
+LOSES_ONE = """
+import os, sys, torch
+import ppl_vae as pv
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import launched
+
+class Fails(VAE):
+    calls = 0
+    def forward(self, x):
+        Fails.calls += 1
+        if Fails.calls > 60 and os.environ["RANK"] == "1":
+            os._exit(7)
+        super().forward(x)
+
+with launched():
+    torch.manual_seed(0)
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    pv.fit(Fails(**sizes), Normal(**sizes), torch.ones(40, 6), epochs=50, batch_size=10, out=sys.argv[1])
+"""
+
+
+def test_a_lost_process_ends_the_run_with_a_word_and_a_good_checkpoint(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LOSES_ONE)
+    done = torchrun(str(script), str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert "LostWorker" in done.stderr
+    assert "Training stopped in epoch" in done.stderr
+    assert f"are in {tmp_path / 'run'}" in done.stderr
+    assert all(t.isfinite().all() for t in checkpoint(tmp_path / "run")["programs"].values())
+
+
+REFUSES = """
+import sys, torch
+from torch import nn
+import ppl_vae as pv
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import launched
+
+with launched():
+    torch.manual_seed(0)
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4), pv.nets.ToNormal())
+    x = torch.rand(40, 6).bernoulli()
+    for guide, options in ((Normal(**sizes, encoder=encoder), {}), (Normal(**sizes), {"batch_size": 9})):
+        try:
+            pv.fit(VAE(**sizes), guide, x, **{"epochs": 1, "batch_size": 10} | options)
+        except (RuntimeError, ValueError) as error:
+            print("refused:", error)
+"""
+
+
+def test_what_would_part_processes_is_refused(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(REFUSES)
+    done = torchrun(str(script))
+    assert done.stdout.count("running_mean follows the rows that each process sees") == 2, done.stderr
+    assert done.stdout.count("batch_size: 9 rows cannot be shared out evenly to 2 processes") == 2
+
+
+def drawn(loc, p, x):
+    """Everything that can be drawn alike."""
+    return (
+        dist.Normal(loc, 1.0).to_event(1).rsample(),
+        dist.LogNormal(loc, 1.0).rsample(),
+        dist.Laplace(loc, 1.0).rsample(),
+        dist.Bernoulli(p).to_event(1).sample(),
+        dist.Categorical(p).sample(),
+        dist.OneHotCategorical(p).sample(),
+        dist.RelaxedOneHotCategorical(torch.tensor(0.5), p).rsample(),
+        torch.empty_like(loc).exponential_(),
+        nn.functional.dropout(x, 0.4),
+    )
+
+
+@pytest.mark.parametrize("rank", range(SIZE))
+def test_noise_is_that_of_one_process(rank):
+    generator = torch.Generator().manual_seed(0)
+    loc, p = (torch.rand(K, SIZE * ROWS, 5, generator=generator) for _ in range(2))
+    x, mine = torch.rand(SIZE * ROWS, 7, generator=generator), slice(rank * ROWS, (rank + 1) * ROWS)
+    torch.manual_seed(1)
+    whole, after = drawn(loc, p, x), torch.get_rng_state()
+    torch.manual_seed(1)
+    with SharedNoise(Workers(rank, SIZE), K, ROWS):
+        part = drawn(loc[:, mine], p[:, mine], x[mine])
+    assert torch.equal(torch.get_rng_state(), after)
+    for all_rows, own in zip(whole, part, strict=True):
+        assert torch.equal(own, all_rows[:, mine] if all_rows.shape[0] == K else all_rows[mine])
+
+
+def test_draws_by_rejection_are_refused():
+    with SharedNoise(Workers(0, SIZE), K, ROWS), pytest.raises(NotImplementedError, match="_standard_gamma draws by"):
+        dist.Gamma(torch.ones(K, ROWS), 1.0).rsample()
