@@ -1,0 +1,121 @@
+"""Train with Lightning: a model, a guide and an objective as one of its modules.
+
+Needs the extra: ``pip install 'ppl-vae[lightning]'``. Importing `ppl_vae` does not import this.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking import check
+from ppl_vae.checking_objectives import check_objective
+from ppl_vae.estimation import estimate
+from ppl_vae.objectives import Objective, elbo
+from ppl_vae.objectives.vocabulary import advance
+from ppl_vae.optimizers import adam, made, to_train
+from ppl_vae.programs import Program, Programs, undisturbed
+from ppl_vae.svi import check_options
+
+try:
+    import lightning
+except ImportError as error:
+    raise ImportError("ppl_vae.lightning needs Lightning: pip install 'ppl-vae[lightning]'") from error
+
+__all__ = ["LightningSVI"]
+
+
+class LightningSVI(lightning.LightningModule):
+    """Stochastic variational inference for Lightning's ``Trainer``, with its loggers and strategies.
+
+    It logs ``train_bound`` and ``valid_bound``, nats per datum (larger is better, so that a
+    ``ModelCheckpoint`` takes ``mode="max"``), and penalties by name. Batches are tensors, or tuples of
+    tensors that the programs take in this order. Steps run eagerly; Lightning clips, accumulates,
+    chooses precision and averages gradients over devices as the Trainer is told.
+
+    Args:
+        model: Pyro program, an ``nn.Module``.
+        guide: Pyro program with the same arguments, an ``nn.Module``.
+        objective: a bound or an estimator of this library.
+        particles: K.
+        optimizer: a function from parameters to a torch optimizer; Adam with 1e-3 when left out.
+
+    Raises:
+        TypeError: neither program holds a module, so that Lightning would find no parameters.
+        ContractError: on the first batch, model and guide do not fit.
+
+    Reference: W. Falcon and the PyTorch Lightning team, "PyTorch Lightning", 2019,
+    https://lightning.ai/docs/pytorch/stable/.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+        >>> svi = LightningSVI(VAE(**sizes), Normal(**sizes), pv.objectives.iwae, particles=5)
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", enable_checkpointing=False, **quiet)
+        >>> trainer.fit(svi, DataLoader(TensorDataset(torch.ones(40, 6)), batch_size=10))
+        >>> trainer.callback_metrics["train_bound"]
+        tensor(-...)
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        objective: Objective = elbo,
+        particles: int = 1,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = adam,
+    ):
+        super().__init__()
+        check_options(objective, particles, compile=False)
+        programs = Programs(model, guide, objective)
+        if not programs.modules:
+            raise TypeError("model, guide: neither holds an nn.Module, so Lightning would find no parameters to train")
+        # In a tuple, so that Lightning does not register modules a second time.
+        self.parts = (model, guide, objective, programs)
+        self.particles, self.optimizer = particles, optimizer
+        self.owned = nn.ModuleDict({name.replace(".", "_"): module for name, module in programs.modules.items()})
+        self._checked = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer, over what the objective may train."""
+        _, _, objective, programs = self.parts
+        return made(self.optimizer, to_train(programs, objective))
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return what Lightning makes small."""
+        model, guide, objective, _ = self.parts
+        batch = as_batch(batch)
+        self._check_once(batch)
+        with pyro.validation_enabled(False):
+            found = estimate(objective, model, guide, batch, self.particles)
+        means = {"train_bound": found.value, **found.penalties}
+        self.log_dict({name: value.mean() for name, value in means.items()}, batch_size=len(batch[0]))
+        return -found.surrogate.mean()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        """Log the bound on held-out data."""
+        model, guide, objective, _ = self.parts
+        batch = as_batch(batch)
+        with pyro.validation_enabled(False):
+            bound, _ = estimate(getattr(objective, "bound", None) or objective, model, guide, batch, self.particles)
+        self.log("valid_bound", bound.mean(), batch_size=len(batch[0]), prog_bar=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update, and tell the objective, whose schedules follow updates."""
+        super().optimizer_step(*args, **kwargs)
+        advance(self.parts[2])
+
+    def _check_once(self, batch: Batch) -> None:
+        if self._checked:
+            return
+        model, guide, objective, programs = self.parts
+        check(model, guide, batch)
+        with undisturbed(programs):
+            check_objective(objective, model, guide, batch, self.particles)
+        self._checked = True
