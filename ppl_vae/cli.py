@@ -185,7 +185,8 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("training", f"{epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s")
+    how = ", compiled" if trained.graphs else ""
+    table.add_row("training", f"{epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s{how}")
     kept = trained.best
     table.add_row("kept", f"epoch {kept['epoch']}, bound {kept['bound']:.2f} nats per datum on the validation data")
     table.add_row("test ELBO", f"{float(evaluation.elbo.mean()):.2f} nats per datum")

@@ -165,11 +165,12 @@ class BrokenScale(nn.Module):
             pyro.sample("z", dist.Normal(torch.zeros_like(scale), scale).to_event(1))
 
 
-def test_weights_that_are_not_numbers_name_the_site_and_the_datum():
+@pytest.mark.parametrize("compile", [True, False])
+def test_weights_that_are_not_numbers_name_the_site_and_the_datum(compile, uncompiled):  # noqa: A002
     x = torch.zeros(9, 6)
     x[7] = 1e4
     with pytest.raises(FloatingPointError, match="site 'z': log density is NaN or infinite for datum 7"):
-        pv.evaluate(LinearGaussian(x_dim=6, z_dim=2), BrokenScale(), x, particles=3, batch_size=4)
+        pv.evaluate(LinearGaussian(x_dim=6, z_dim=2), BrokenScale(), x, particles=3, batch_size=4, compile=compile)
 
 
 @pytest.mark.parametrize("name", ["particles", "chunk"])

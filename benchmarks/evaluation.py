@@ -1,0 +1,157 @@
+"""Time the evaluation of log-likelihoods: importance weights per second, beside hand-written PyTorch and pythae.
+
+    python -m benchmarks.evaluation [--rounds N] [--quick]
+
+One hundred images, particles in chunks; the figure is particles times images per second. What `pv.evaluate`
+does for each chunk is timed, not the compilation before it, which is reported apart.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.speed import by_hand
+from benchmarks.speed.memory import peak_megabytes
+from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
+from benchmarks.speed.timing import Contender, check_losses, interleaved
+from ppl_vae.evaluation import _drawing
+from ppl_vae.programs import Programs
+
+ROWS = 100
+CHUNKS = (1, 5, 16, 50, 160, 500)
+RESULTS = Path(__file__).parent / "results"
+PAIR = WORKLOADS["elbo-400"]
+
+
+def ours(x: Tensor, chunk: int, compiled: bool) -> Contender:
+    """Return what `pv.evaluate` does for a chunk."""
+    model, guide = PAIR.pair()
+    ((_, densities),) = _drawing(model, guide, Programs(model, guide), chunk, chunk, None, compiled, None)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return densities((x,))[0]
+
+    return Contender("ppl_vae" if compiled else "ppl_vae, eager", run, loss=bound_of(run))
+
+
+def hand(x: Tensor, chunk: int, compiled: bool) -> Contender:
+    """Return the same by hand."""
+    workload = Workload("", PAIR.make, PAIR.size, particles=max(chunk, 2))
+    net = by_hand.network(workload, PAIR.plain_pair())
+
+    def log_weights(x: Tensor) -> Tensor:
+        mean, scale = net.encode(x)
+        noise = torch.randn(chunk, *mean.shape)
+        z = mean + scale * noise
+        log_x = by_hand.log_bernoulli(x.expand(chunk, *x.shape), net.decoder(z))
+        return log_x - 0.5 * (z**2).sum(-1) + (0.5 * noise**2 + scale.log()).sum(-1)
+
+    call = torch.compile(log_weights) if compiled else log_weights
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return call(x)
+
+    return Contender("torch.compile of it" if compiled else "PyTorch by hand", run, loss=bound_of(run))
+
+
+def bound_of(run: Callable[[], Tensor]) -> Callable[[], float]:
+    """Return what computes minus the mean log-weight."""
+    return lambda: -float(run().mean())
+
+
+def pythae_seconds(x: Tensor, particles: int) -> float | None:
+    """Return the seconds of pythae's ``get_nll``, which goes through data one at a time; None without pythae."""
+    try:
+        from benchmarks.speed.pythaes import model_of
+
+        net = model_of(PAIR)
+    except ImportError:
+        return None
+    started = time.perf_counter()
+    net.get_nll(x[:10], n_samples=particles, batch_size=100)
+    return (time.perf_counter() - started) / 10
+
+
+def measured(chunk: int, rounds: int) -> dict[str, Any]:
+    """Return weights per second and peak memory of each contender at a size of chunk."""
+    x = torch.rand(ROWS, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
+    contenders = [make(x, chunk, compiled) for make in (ours, hand) for compiled in (True, False)]
+    started = time.perf_counter()
+    contenders[0].run()
+    compiling = time.perf_counter() - started
+    check_losses(contenders, repeats=20)
+    seconds = interleaved(contenders, rounds)
+    return {
+        "chunk": chunk,
+        "per second": {name: chunk * ROWS / value for name, value in seconds.items()},
+        "megabytes": {c.name: peak_megabytes(c.run) for c in contenders},
+        "first call": compiling,
+    }
+
+
+def table(results: list[dict[str, Any]], pythae: float | None) -> Table:
+    """Return throughput by chunk."""
+    names = list(results[0]["per second"])
+    title = f"Million importance weights a second ({ROWS} images, 784-400-20); below, peak MB"
+    made = Table("chunk", *names, title=title, title_justify="left")
+    for result in results:
+        cells = (f"{result['per second'][n] / 1e6:.3f}\n{megabytes(result['megabytes'][n])}" for n in names)
+        made.add_row(str(result["chunk"]), *cells)
+    if pythae:
+        made.caption = f"pythae's get_nll: {pythae / 1e6:.3f} million a second"
+    return made
+
+
+def megabytes(value: float | None) -> str:
+    """Return a size in words."""
+    return "unknown" if value is None else f"{value:.0f}"
+
+
+def drawn(results: list[dict[str, Any]]) -> Figure:
+    """Return throughput against the size of a chunk."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+    for name, colour in zip(results[0]["per second"], colours, strict=True):
+        chunks = [result["chunk"] for result in results]
+        axes.plot(chunks, [result["per second"][name] / 1e6 for result in results], "o-", color=colour, label=name)
+    axes.set(xscale="log", xlabel="particles in a chunk", ylabel="million importance weights a second", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Time evaluation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two sizes, one round, to see that it runs")
+    given = parser.parse_args()
+    logging.disable(logging.INFO)
+    results = [
+        measured(chunk, 1 if given.quick else given.rounds) for chunk in (CHUNKS[1:3] if given.quick else CHUNKS)
+    ]
+    x = torch.rand(ROWS, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
+    slow = pythae_seconds(x, 1000)
+    pythae = slow and 1000 / slow
+    Console(width=120).print(table(results, pythae))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "evaluation.json").write_text(json.dumps({"results": results, "pythae": pythae}, indent=2))
+    drawn(results).savefig(RESULTS / "evaluation.png", dpi=150)
+    print(f"Written to {RESULTS / 'evaluation.json'} and {RESULTS / 'evaluation.png'}")
+
+
+if __name__ == "__main__":
+    main()
