@@ -59,6 +59,11 @@ class Graph:
         self._spec, self._filled = spec, filled
         self._rebound = [self._tensors[i] for i in rebound]
 
+    @property
+    def fixed(self) -> int:
+        """How many of the inputs are the programs' own tensors; the batch follows."""
+        return len(self._tensors)
+
     def __call__(self, batch: Batch) -> Any:
         """Return what the function returns for a batch."""
         with torch.no_grad():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ppl_vae.batches import Batch
 from ppl_vae.compiling import Compiled
@@ -77,7 +78,7 @@ class ChunkedAscent:
         for i, state in enumerate(states):
             _set_random_state(device, state)
             new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
-            gradients = [b if a is None else a if b is None else a + b for a, b in zip(gradients, new, strict=True)]
+            gradients = [_added(total, part) for total, part in zip(gradients, new, strict=True)]
         _set_random_state(device, after)
         return bound, penalties, gradients
 
@@ -91,7 +92,8 @@ class ChunkedAscent:
         self._parts, found, states = len(batch), [], []
         for _ in range(self.chunks):
             states.append(_random_state(batch[0].device))
-            found.append(self._densities(batch))
+            # Copied, since a replayed graph leaves every chunk in the same place.
+            found.append(tree_map(torch.clone, self._densities(batch)))
         return found, states
 
     def forget(self) -> None:
@@ -186,6 +188,12 @@ def joined(chunks: list[Densities], like: Particles) -> Particles:
             for field in FIELDS
         },
     )
+
+
+def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    if part is None:
+        return total
+    return part.clone() if total is None else total + part
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -158,7 +158,7 @@ class Compiled:
                 graph = capture(self.function, self.programs, batch, any_size=False)
         lower(graph)
         if on_gpu:
-            graph.run = Replayed(graph.run, len(graph.inputs) - len(batch), record)
+            graph.run = Replayed(graph.run, graph.fixed, record)
         graph.watch = self._watch
         self.graphs.setdefault(key, []).append(graph)
         return graph
