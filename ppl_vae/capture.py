@@ -89,7 +89,8 @@ class Graph:
         given = {size: sympy.Integer(rows) for size in self._sizes if size.is_Symbol}
         allowed = [env.var_to_range[symbol] for symbol in given]
         conditions = (guard.expr.xreplace(given) for guard in env.guards)
-        return all(some.lower <= rows <= some.upper for some in allowed) and all(map(bool, conditions))
+        # A condition on something else than rows decides nothing, and so does not hold.
+        return all(some.lower <= rows <= some.upper for some in allowed) and all(c == sympy.true for c in conditions)
 
 
 def capture(function: Function, programs: Programs, batch: Batch, any_size: bool = True) -> Graph:

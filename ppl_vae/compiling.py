@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 
 from ppl_vae.batches import Batch
 from ppl_vae.programs import Programs
@@ -30,6 +31,7 @@ SECONDS_SAVED = 3e-3
 SECONDS_SAVED_PER_FLOP = 5e-12
 
 MOST_GRAPHS = 8
+MOST_COUNTED = 100
 MISSES_BEFORE_A_WORD = 20
 
 
@@ -85,7 +87,7 @@ class Compiled:
         """Return what the function returns."""
         graph = None if self.compile is False or self.reason else self._graph(batch)
         if graph is not None:
-            return graph(batch)
+            return graph(tuple([part.contiguous() for part in batch]))
         with pyro.validation_enabled(False), _casts_made_anew(batch[0].device.type):
             if self.compile == "auto" and self._patience is None:
                 return self._counted(batch)
@@ -102,6 +104,9 @@ class Compiled:
 
     def _graph(self, batch: Batch) -> "Graph | None":
         """Return the graph that holds for a batch, a new one if that pays, or None."""
+        if _PYRO_STACK or self._parameters_replaced():  # a handler around us, whose effect no key tells
+            return None
+        batch = tuple([part.contiguous() for part in batch])
         key, rows = self._key(batch), batch[0].shape[0]
         if _same(key, self._last[0]) and self._last[1].serves(rows):  # faster than a look-up
             return self._last[1]
@@ -109,6 +114,8 @@ class Compiled:
             if graph.serves(rows):
                 self._misses, self._last = 0, (key, graph)
                 return graph
+        if len(self._runs) > MOST_COUNTED:
+            self._runs.clear()
         self._runs[key, rows] += 1
         if not self._pays(self._runs[key, rows]):
             self._notice_miss(key)
@@ -127,14 +134,26 @@ class Compiled:
         parts = tuple([(part.shape[1:], part.dtype, part.device) for part in batch])
         kind = batch[0].device.type
         cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        return self._watched(), parts, cast
+        return self._watched(), parts, cast, torch.get_default_dtype()
 
     def _watched(self) -> Any:
         try:
-            return self._watch.now()
-        except KeyError:  # an attribute is gone
+            now = self._watch.now()
+            hash(now)
+        except (KeyError, TypeError):  # an attribute is gone, or holds no number any more
             self._watch = Watch(list(self.programs.modules.values()), *self.readers)
             return self._watch.now()
+        return now
+
+    def _parameters_replaced(self) -> bool:
+        """Tell whether Pyro's store has other tensors than those that were found at param sites."""
+        known = pyro.get_param_store()._params
+        return any(known.get(site, tensor) is not tensor for site, tensor in self.programs.at_sites.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what can be copied: graphs are made anew."""
+        fresh = {"graphs": {}, "_watch": None, "_last": (None, None), "_runs": Counter()}
+        return {**vars(self), **fresh}
 
     def _pays(self, runs: int) -> bool:
         if self._patience is None or self.count >= MOST_GRAPHS:
@@ -196,6 +215,9 @@ class Compiled:
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
+        if reason in self.programs.said:
+            return
+        self.programs.said.add(reason)
         warnings.warn(
             f"compile: it runs eagerly, since it cannot be captured as a graph: {reason}. Pass compile=False to have "
             "it so without a word",
@@ -206,7 +228,7 @@ class Compiled:
 def _same(key: Any, other: Any) -> bool:
     try:
         return key == other
-    except RuntimeError:  # a tensor where a number was
+    except (RuntimeError, ValueError):  # a tensor or an array where a number was
         return False
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.objectives import facts
 from ppl_vae.programs import Programs
 
-__all__ = ["FusedAdam", "adam", "made", "to_train"]
+__all__ = ["FusedAdam", "adam", "laid_out", "made", "to_train"]
 
 
 class FusedAdam(torch.optim.Adam):
@@ -53,7 +53,7 @@ class FusedAdam(torch.optim.Adam):
                 loss = closure()
         for i, group in enumerate(self.param_groups):
             complete = all(p.grad is not None for p in group["params"])
-            if not complete or i not in self._lists:
+            if not complete or i not in self._lists or not self.state:
                 self._lists[i] = self._gathered(group)
             self._update(group, self._lists[i])
             if not complete:
@@ -64,6 +64,10 @@ class FusedAdam(torch.optim.Adam):
         """Take up a state of this or of torch's Adam."""
         super().load_state_dict(state_dict)
         self._lists = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._step_supports_amp_scaling, self._lists = False, {}
 
     def _gathered(self, group: dict[str, Any]) -> list[tuple[list[Tensor], ...]]:
         """Return the parameters with gradients and their state as lists, one set for each device and type."""
@@ -85,7 +89,7 @@ class FusedAdam(torch.optim.Adam):
             torch._foreach_add_(steps, 1)
             update(
                 parameters,
-                [p.grad for p in parameters],
+                [laid_out(p.grad, p) for p in parameters],
                 averages,
                 squares,
                 [],
@@ -120,6 +124,20 @@ def to_train(programs: Programs, objective: Any) -> list[Tensor]:
             "alone); evaluate them with pv.evaluate"
         )
     return list(parameters.values())
+
+
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient in the memory layout of its parameter, which fused updates take for granted.
+
+    Autograd gives others: transposed, or one number expanded.
+
+    Example:
+        >>> laid_out(torch.ones(()).expand(2, 3), torch.zeros(2, 3)).stride()
+        (3, 1)
+    """
+    if gradient.is_sparse or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def adam(parameters: list[Tensor], lr: float = 1e-3) -> torch.optim.Optimizer:

@@ -76,7 +76,7 @@ class Workers:
         """Return the mean of each tensor over the workers; all get the same numbers."""
         there = [tensor for tensor in tensors if tensor is not None]
         means: dict[int, Tensor] = {}
-        for dtype in {tensor.dtype for tensor in there}:
+        for dtype in dict.fromkeys(tensor.dtype for tensor in there):  # in one order everywhere
             alike = [tensor for tensor in there if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
             with _heard():

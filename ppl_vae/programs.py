@@ -187,6 +187,7 @@ class Programs:
     def __init__(self, model: Program, guide: Program, objective: Any = None):
         self.modules: dict[str, nn.Module] = {}
         self.at_sites: dict[str, Tensor] = {}
+        self.said: set[str] = set()  # of what has been warned
         for role, program in (("model", model), ("guide", guide)):
             found = [m for m in modules_of(program) if not any(m is n for n in self.modules.values())]
             for i, module in enumerate(found):

@@ -87,7 +87,7 @@ class SVIStep:
         self._check_once(batch)
         self._follow_optimizer()
         moved = [*self._moved.values()]
-        self.update.clear(moved)
+        self.update.clear()
         with self._cast(batch):
             bound, penalties, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
@@ -199,6 +199,8 @@ class SVIStep:
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
     """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("optimizer: LBFGS asks for the loss several times a step, with one noise; choose another")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = programs.parameters()
     if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:

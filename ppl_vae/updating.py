@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.optimizers import laid_out
+
 __all__ = ["Update"]
 
 
@@ -45,6 +47,7 @@ class Update:
 
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rows: int) -> bool:
         """Take in the gradients of a batch; return whether parameters have moved."""
+        gradients = _apart(parameters, gradients)
         if self.accumulate == 1:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -55,10 +58,13 @@ class Update:
         self.optimizer.step()
         return True
 
-    def clear(self, parameters: Sequence[Tensor]) -> None:
-        """Let go of gradients that have been used, so that new ones take their memory, which caches hold."""
-        if self.batches == 0:
-            for parameter in parameters:
+    def clear(self) -> None:
+        """Let go of gradients that have been used, so that new ones take their memory, which caches hold.
+
+        Those of parameters that have been frozen since are let go of too: they would still be followed.
+        """
+        for parameter in self._held():
+            if self.batches == 0 or not parameter.requires_grad:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,3 +95,20 @@ class Update:
 
     def _held(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _apart(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Give each parameter a gradient of its own, laid out as it is.
+
+    Autograd gives parameters that are only added up one and the same tensor, which may not be changed twice.
+    """
+    seen: set[int] = set()
+    found: list[Tensor | None] = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            gradient = laid_out(gradient, parameter)
+            if not gradient.is_sparse:
+                gradient = gradient.clone() if gradient.data_ptr() in seen else gradient
+                seen.add(gradient.data_ptr())
+        found.append(gradient)
+    return found

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "watching": {"programs"},
     "replaying": set(),
     "parallel": {"batches"},
-    "updating": set(),
+    "updating": {"optimizers"},
     "chunking": {"batches", "compiling", "estimation", "objectives", "particles", "programs"},
     "capture": {"batches", "programs"},
     "compiling": {"batches", "capture", "programs", "replaying", "rewriting", "watching"},

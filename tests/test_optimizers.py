@@ -102,3 +102,30 @@ def test_a_closure_is_called_with_gradients():
 def test_amsgrad_is_refused():
     with pytest.raises(ValueError, match="amsgrad: not part of this form"):
         FusedAdam([nn.Parameter(torch.ones(2))], amsgrad=True)
+
+
+def test_gradients_of_any_layout():
+    (theirs, plain), (ours, fused) = (
+        ([nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(4))], make) for make in (torch.optim.Adam, FusedAdam)
+    )
+    optimizers = plain(theirs, lr=0.1), fused(ours, lr=0.1)
+    for seed in range(3):
+        first = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).t()
+        for parameters, optimizer in zip((theirs, ours), optimizers, strict=True):
+            parameters[0].grad, parameters[1].grad = first, torch.tensor(float(seed)).expand(4)
+            optimizer.step()
+    for p, q in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_copies_and_cleared_moments():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = FusedAdam([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    twin.param_groups[0]["params"][0].grad = torch.ones(2)
+    twin.step()
+    optimizer.state.clear()
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 1

@@ -11,6 +11,7 @@ from test_capture import eventful, small
 import ppl_vae as pv
 from ppl_vae.guides.exact import Exact
 from ppl_vae.models.linear_gaussian import LinearGaussian
+from ppl_vae.models.vae import VAE
 from ppl_vae.updating import Update
 
 OPTIONS = {
@@ -119,3 +120,52 @@ def test_bad_options_are_refused(case):
     pair, (options, message) = pairs.make("vae", "normal"), REFUSED[case]
     with pytest.raises(ValueError, match=message):
         pv.svi_step(pair.model, pair.guide, optimizer=torch.optim.SGD(pair.model.parameters(), lr=0.1), **options)
+
+
+class Shares(torch.nn.Module):
+    """Autograd gives its two summed parameters one gradient, and a third an expanded one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 6)
+        self.a, self.b, self.c = (torch.nn.Parameter(torch.zeros(6)) for _ in range(3))
+
+    def forward(self, z):
+        return pv.nets.ToBernoulli()(self.net(z) + (self.a + self.b) + self.c.sum())
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_parameters_with_one_gradient_are_clipped_alike(mode, uncompiled):
+    torch.manual_seed(0)
+    model = VAE(x_dim=6, z_dim=2, decoder=Shares())
+    guide = small()[1]
+    step = step_on(model, guide, torch.ones(8, 6), clip_norm=0.01, compile=mode)
+    for _ in range(2):
+        step(torch.bernoulli(torch.full((8, 6), 0.4)))
+    decoder = model.decoder
+    assert decoder.a.grad.data_ptr() != decoder.b.grad.data_ptr()
+    torch.testing.assert_close(decoder.a.grad, decoder.b.grad)
+    torch.testing.assert_close(decoder.a.grad, decoder.net.bias.grad)
+    norm = torch.stack([p.grad.norm() for p in step.programs.parameters().values()]).norm()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=["at once", "accumulated"])
+def test_what_is_frozen_stays(options):
+    model, guide = small()
+    x = torch.bernoulli(torch.full((8, 6), 0.4))
+    step = step_on(model, guide, x, **options)
+    for _ in range(3):
+        step(x)
+    model.requires_grad_(False)
+    before = [p.clone() for p in model.parameters()]
+    for _ in range(4):
+        step(x)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_an_optimizer_that_asks_several_times_is_refused():
+    model, guide = small()
+    step = pv.svi_step(model, guide, optimizer=torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ValueError, match="LBFGS asks for the loss several times"):
+        step(torch.ones(8, 6))

@@ -1,0 +1,237 @@
+"""Nothing that a graph has frozen changes unseen."""
+
+import copy
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from capturing import assert_steps_agree
+from pyro import poutine
+from torch import nn
+
+import ppl_vae as pv
+
+GLOBAL = 1.0
+SETTINGS = {"scale": 1.0}
+
+
+def helper(x):
+    return GLOBAL * x
+
+
+def other_helper(x):
+    return 3.0 * x
+
+
+class Model(nn.Module):
+    """Scales its latent by everything that Python may hold."""
+
+    of_class = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 3)
+        self.number, self.array, self.nothing = 1.0, np.float64(1.0), None
+        self.inside, self.listed = {"a": {"b": 1.0}}, [1.0, (2.0,)]
+        self.settings = SimpleNamespace(beta=1.0)
+        self.prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        self.function = helper
+
+    def scaled(self, z):
+        scale = self.number * self.array * self.inside["a"]["b"] * self.listed[0] * self.settings.beta
+        scale = scale * self.of_class * getattr(self, "later", 1.0) * SETTINGS["scale"]
+        return self.function(z) * float(scale) * (1.0 if self.nothing is None else self.nothing)
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior)
+            pyro.sample("x", dist.Normal(self.scaled(self.net(z)), 1.0).to_event(1), obs=x)
+
+
+class BySteps(nn.Module):
+    """Bound methods, as in Pyro's tutorials."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([Model(), Guide()])
+
+    def model(self, x):
+        return self.parts[0](x * GLOBAL)
+
+    def guide(self, x):
+        return self.parts[1](x)
+
+
+class Guide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(self.loc(x), 1.0).to_event(1))
+
+
+def set_in(container, key, value):
+    container[key] = value
+
+
+def change_global(model, value=3.0):
+    globals()["GLOBAL"] = value
+
+
+CHANGES = {
+    "a number": lambda m: setattr(m, "number", 3.0),
+    "a number of numpy": lambda m: setattr(m, "array", np.float64(3.0)),
+    "nothing": lambda m: setattr(m, "nothing", 3.0),
+    "an attribute that comes": lambda m: setattr(m, "later", 3.0),
+    "a dict": lambda m: set_in(m.inside["a"], "b", 3.0),
+    "a list": lambda m: set_in(m.listed, 0, 3.0),
+    "settings": lambda m: setattr(m.settings, "beta", 3.0),
+    "a distribution": lambda m: setattr(m, "prior", dist.Normal(torch.ones(2), 1.0).to_event(1)),
+    "a function": lambda m: setattr(m, "function", other_helper),
+    "a class": lambda m: setattr(Model, "of_class", 3.0),
+    "a global of a helper": change_global,
+    "a dict of the module": lambda m: set_in(SETTINGS, "scale", 3.0),
+    "a hook": lambda m: m.net.register_forward_hook(lambda net, given, found: 3.0 * found),
+    "a method put in place": lambda m: setattr(m, "scaled", lambda z: 3.0 * z),
+}
+
+
+@pytest.fixture
+def restored():
+    yield
+    Model.of_class, SETTINGS["scale"] = 1.0, 1.0
+    change_global(None, 1.0)
+
+
+def steps_of(make):
+    pairs = []
+    for mode in (False, True):
+        torch.manual_seed(0)
+        model, guide = make()
+        owner = getattr(model, "__self__", model)
+        parameters = {
+            id(p): p for program in (owner, guide) if hasattr(program, "parameters") for p in program.parameters()
+        }
+        optimizer = torch.optim.SGD(list(parameters.values()), lr=1e-3)
+        pairs.append(pv.svi_step(model, guide, optimizer=optimizer, compile=mode))
+    return pairs
+
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change, uncompiled, restored):
+    eager, captured = steps_of(lambda: (Model(), Guide()))
+    assert_steps_agree(eager, captured, [X, X])
+    for step in (eager, captured):
+        torch.manual_seed(0)
+        CHANGES[change](step.model)
+    assert_steps_agree(eager, captured, [X, X, X])
+    assert captured.ascent.count == 2
+
+
+def methods():
+    both = BySteps()
+    return both.model, both.guide
+
+
+class CallableObject:
+    def __init__(self):
+        self.net, self.number = nn.Linear(2, 3), 1.0
+
+    def __call__(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.number * self.net(z), 1.0).to_event(1), obs=x)
+
+
+def model_with_option(net, x, number=1.0):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(number * net(z), 1.0).to_event(1), obs=x)
+
+
+OWNERS = {
+    "a global in a bound method": (methods, change_global),
+    "an attribute of an object that is called": (
+        lambda: (CallableObject(), Guide()),
+        lambda model: setattr(model, "number", 3.0),
+    ),
+    "an option of a partial": (
+        lambda: (partial(model_with_option, nn.Linear(2, 3), number=1.0), Guide()),
+        lambda model: set_in(model.keywords, "number", 3.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_a_change_around_the_program_is_seen(case, uncompiled, restored):
+    make, change = OWNERS[case]
+    eager, captured = steps_of(make)
+    assert_bounds_agree(eager, captured)
+    change(eager.model)
+    if case != "a global in a bound method":
+        change(captured.model)
+    before = captured.ascent.count
+    assert_bounds_agree(eager, captured)
+    assert captured.ascent.count == before + 1
+
+
+def assert_bounds_agree(eager, captured):
+    for i in range(3):
+        bounds = []
+        for step in (eager, captured):
+            torch.manual_seed(i)
+            bounds.append(step(X).bound)
+        torch.testing.assert_close(bounds[1], bounds[0])
+
+
+def test_a_handler_around_the_step_is_obeyed(uncompiled):
+    eager, captured = steps_of(lambda: (Model(), Guide()))
+    assert_bounds_agree(eager, captured)
+    with poutine.scale(scale=0.1):
+        assert_bounds_agree(eager, captured)
+    assert_bounds_agree(eager, captured)
+    assert captured.ascent.count == 1
+
+
+@pytest.mark.parametrize("value", [[5.0], {"a": 5.0}, np.ones(1), torch.tensor([1.0, 2.0, 3.0])], ids=repr)
+def test_numbers_may_become_anything(value, uncompiled):
+    eager, captured = steps_of(lambda: (Model(), Guide()))
+    assert_bounds_agree(eager, captured)
+    for step in (eager, captured):
+        step.model.unused = 1.0
+    assert_bounds_agree(eager, captured)
+    for step in (eager, captured):
+        step.model.unused = value
+    assert_bounds_agree(eager, captured)
+
+
+def test_batches_of_any_strides(uncompiled):
+    eager, captured = steps_of(lambda: (Model(), Guide()))
+    batches = [
+        X,
+        torch.randn(3, 4).t(),
+        torch.randn(8, 3)[::2],
+        torch.randn(4, 6)[:, ::2],
+        torch.randn(1, 3).expand(4, 3),
+    ]
+    assert_steps_agree(eager, captured, batches)
+    assert captured.ascent.count == 1
+    fitted = steps_of(lambda: (Model(), Guide()))[1]
+    pv.fit(step=fitted, data=torch.randn(50, 3), valid=torch.randn(3, 50).t(), epochs=2, batch_size=16)
+
+
+def test_steps_with_graphs_can_be_copied(uncompiled):
+    _, captured = steps_of(lambda: (Model(), Guide()))
+    captured(X)
+    twin = copy.deepcopy(captured)
+    assert twin.ascent.count == 0
+    assert_bounds_agree(captured, twin)
