@@ -78,8 +78,9 @@ def cell(result: dict[str, Any], name: str) -> str:
 
 def drawn(results: list[dict[str, Any]]) -> Figure:
     """Return our time over each contender's, one group of bars a workload."""
-    figure = Figure(figsize=(9, 0.6 + 1.5 * len(results)), layout="constrained")
-    axes = figure.subplots(len(results), 1, squeeze=False)[:, 0]
+    bars = [len(result["ms"]) + 1 for result in results]
+    figure = Figure(figsize=(9, 0.3 * sum(bars) + 0.6), layout="constrained")
+    axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=bars)[:, 0]
     for axis, result in zip(axes, results, strict=True):
         names = [name for name in result["ms"] if name != pyros.OURS]
         ratios = [result["ratio"][name] for name in names]

@@ -145,7 +145,7 @@ def evaluate(
             DataLoader in a fixed order.
         particles: K, draws per datum.
         seed: seeds the draws; two calls with one seed agree exactly.
-        batch_size: data at a time. Several processes (see CONTRIBUTING.md) share batches out whose size is a
+        batch_size: data at a time. Several processes (``torchrun``) share batches out whose size is a
             multiple of their number.
         chunk: draws per datum at a time. Memory beyond the ``(K, batch_size)`` log-weights does
             not grow with K.

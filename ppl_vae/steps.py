@@ -56,7 +56,8 @@ def svi_step(
         compile: whether to capture loss and gradients as one graph and compile it: True, from the first
             step on; ``"auto"``, once so many steps have run that compiling would have paid; False, never.
             A compiled step draws and does what the eager one does, to rounding. What cannot be captured
-            runs eagerly, with a warning that says why. See `ppl_vae.compiling`.
+            runs eagerly, with a warning that says why. See `ppl_vae.compiling`. (Programs that keep a value
+            for later, in an attribute that is no buffer, keep it in eager steps alone.)
         chunk: particles at a time, a divisor of K, for bounds on many particles: memory then grows with
             the chunk, and a step takes about one and a half times as long. The gradient is the same.
         accumulate: batches for one update; their gradients are averaged over all their data.
