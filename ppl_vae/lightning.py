@@ -45,6 +45,7 @@ class LightningSVI(lightning.LightningModule):
 
     Raises:
         TypeError: neither program holds a module, so that Lightning would find no parameters.
+        ValueError: on the first batch, a program declares parameters that no module holds (``pyro.param``).
         ContractError: on the first batch, model and guide do not fit.
 
     Reference: W. Falcon and the PyTorch Lightning team, "PyTorch Lightning", 2019,
@@ -116,6 +117,11 @@ class LightningSVI(lightning.LightningModule):
             return
         model, guide, objective, programs = self.parts
         check(model, guide, batch)
+        if alone := programs.run_once(model, guide, batch).at_sites:
+            raise ValueError(
+                f"pyro.param {', '.join(alone)}: no module holds it, so Lightning cannot train it; make it an "
+                "nn.Parameter of model or guide"
+            )
         with undisturbed(programs):
             check_objective(objective, model, guide, batch, self.particles)
         self._checked = True

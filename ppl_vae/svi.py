@@ -20,7 +20,7 @@ from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
-from ppl_vae.updating import Update
+from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
 
@@ -126,8 +126,7 @@ class SVIStep:
         """Take up a state; the programs change only if all of it fits them."""
         self.programs.load_state_dict(state["programs"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if "update" in state:
-            self.update.load_state_dict(state["update"])
+        self.update.load_state_dict(state.get("update", NOTHING_GATHERED))
 
     def _batch(self, x: Any) -> Batch:
         return self.programs.on_device(as_batch(x))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ppl_vae.optimizers import laid_out
 
-__all__ = ["Update"]
+__all__ = ["NOTHING_GATHERED", "Update"]
+
+NOTHING_GATHERED: Mapping[str, Any] = {"batches": 0, "rows": 0, "gradients": {}}
 
 
 class Update:

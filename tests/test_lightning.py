@@ -4,6 +4,8 @@ import copy
 from functools import partial
 
 import pairs
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -80,6 +82,20 @@ def test_validation_and_checkpoints(tmp_path):
     fresh = LightningSVI(*small(), pv.objectives.iwae, particles=2)
     fresh.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
     assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), svi.parameters(), strict=True))
+
+
+def test_parameters_that_no_module_holds_are_refused():
+    class Declares(torch.nn.Module):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                loc = pyro.param("loc", torch.zeros(2))
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    pyro.clear_param_store()
+    run, svi = trainer(max_steps=1), LightningSVI(small()[0], Declares())
+    with pytest.raises(ValueError, match=r"pyro\.param loc: no module holds it"):
+        run.fit(svi, loader(bits(8), 8))
+    pyro.clear_param_store()
 
 
 def test_misfits_are_named():
