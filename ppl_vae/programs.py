@@ -150,7 +150,7 @@ def _may_hold_modules(thing: Any) -> bool:
     if isinstance(thing, nn.Module | list | tuple | dict):
         return True
     home = thing.__module__ if isinstance(thing, FunctionType) else type(thing).__module__
-    library = home.split(".")[0] in {"builtins", "pyro", "torch", "numpy", "types", "typing", "functools"}
+    library = (home or "").split(".")[0] in {"builtins", "pyro", "torch", "numpy", "types", "typing", "functools"}
     return hasattr(thing, "__dict__") and not library and not inspect.isclass(thing)
 
 

@@ -127,7 +127,7 @@ def _seen(value: Any, depth: int = DEPTH) -> Any:
 
 def _is_settings(value: Any) -> bool:
     """Tell an object that holds a person's numbers (a namespace, a dataclass) from modules, tensors and functions."""
-    home = type(value).__module__.split(".")[0]
+    home = (type(value).__module__ or "").split(".")[0]
     ours = home not in ("torch", "pyro", "numpy", "builtins") and not isinstance(value, nn.Module | torch.Tensor | type)
     return ours and hasattr(value, "__dict__")
 
@@ -149,7 +149,8 @@ def _is_data(value: Any, name: str) -> bool:
 
 def _is_persons_own(kind: type) -> bool:
     """Tell a person's class from those of libraries, which stay as they are."""
-    return kind.__module__.split(".")[0] not in LIBRARIES
+    # Code that is executed from a string belongs to no module.
+    return (kind.__module__ or "").split(".")[0] not in LIBRARIES
 
 
 def _functions(things: Iterable[Any]) -> list[FunctionType]:

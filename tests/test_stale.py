@@ -229,6 +229,18 @@ def test_batches_of_any_strides(uncompiled):
     pv.fit(step=fitted, data=torch.randn(50, 3), valid=torch.randn(3, 50).t(), epochs=2, batch_size=16)
 
 
+def test_programs_of_no_module(uncompiled):
+    """Code in a string, as notebooks and documents run it."""
+    namespace = {"pyro": pyro, "dist": dist, "torch": torch, "net": nn.Linear(2, 3)}
+    lines = ["def model(x):", "  with pyro.plate('data', x.shape[0], dim=-1):"]
+    lines += ["    z = pyro.sample('z', dist.Normal(torch.zeros(2), 1.0).to_event(1))"]
+    lines += ["    pyro.sample('x', dist.Normal(net(z), 1.0).to_event(1), obs=x)"]
+    exec("\n".join(lines), namespace)
+    eager, captured = steps_of(lambda: (namespace["model"], Guide()))
+    assert_bounds_agree(eager, captured)
+    assert captured.ascent.count == 1
+
+
 def test_steps_with_graphs_can_be_copied(uncompiled):
     _, captured = steps_of(lambda: (Model(), Guide()))
     captured(X)
