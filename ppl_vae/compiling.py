@@ -104,7 +104,8 @@ class Compiled:
 
     def _graph(self, batch: Batch) -> "Graph | None":
         """Return the graph that holds for a batch, a new one if that pays, or None."""
-        if _PYRO_STACK or self._parameters_replaced():  # a handler around us, whose effect no key tells
+        if _PYRO_STACK or self._parameters_replaced():  # neither of which a key could tell
+            self._say("a Pyro handler is open around it, or a tensor in Pyro's store has been replaced")
             return None
         batch = tuple([part.contiguous() for part in batch])
         key, rows = self._key(batch), batch[0].shape[0]
@@ -215,14 +216,16 @@ class Compiled:
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
-        if reason in self.programs.said:
-            return
-        self.programs.said.add(reason)
-        warnings.warn(
-            f"compile: it runs eagerly, since it cannot be captured as a graph: {reason}. Pass compile=False to have "
-            "it so without a word",
-            stacklevel=5,
-        )
+        self._say(f"it cannot be captured as a graph: {reason}")
+
+    def _say(self, reason: str) -> None:
+        """Tell once why something runs eagerly that might be compiled."""
+        if reason not in self.programs.said:
+            self.programs.said.add(reason)
+            warnings.warn(
+                f"compile: it runs eagerly, since {reason}. Pass compile=False to have it so without a word",
+                stacklevel=6,
+            )
 
 
 def _same(key: Any, other: Any) -> bool:

@@ -145,7 +145,14 @@ def fit(
             step = _make_step(model, guide, train, held_out, objective, particles, optimizer, options)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
+        elif (chunk, accumulate, clip_norm, precision, compile) != (None, 1, None, None, "auto"):
+            raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision and compile")
         together = workers()
+        if together and train.batch_size % together.size:
+            raise ValueError(
+                f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
+                "a multiple"
+            )
         folder = None if out is None else runs.shared_folder(out, together)  # only once model, guide and data fit
         progress = progress if together is None or together.leads else False
         if folder:
@@ -153,11 +160,6 @@ def fit(
             settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
             runs.write_config(folder, config or settings)
-        if together and train.batch_size % together.size:
-            raise ValueError(
-                f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
-                "a multiple"
-            )
         if isinstance(step, SVIStep):
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
         if isinstance(step, SVIStep) and train.batches:
