@@ -1,6 +1,6 @@
 """Gradients of a bound on many particles in memory that a few of them take: two passes over chunks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,10 @@ from torch.utils._pytree import tree_map
 
 from ppl_vae.batches import Batch
 from ppl_vae.compiling import Compiled
-from ppl_vae.estimation import weigh_for
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import mean_penalties
 from ppl_vae.particles import Particles
-from ppl_vae.programs import Program, Programs, modes_and_buffers_kept
+from ppl_vae.programs import modes_and_buffers_kept
 
 __all__ = ["ChunkedAscent", "check_chunk", "joined"]
 
@@ -35,16 +34,12 @@ class ChunkedAscent:
     more pass without gradients. Layers that keep running statistics update them once a chunk.
 
     Args:
-        model: Pyro program.
-        guide: Pyro program with the same arguments.
         objective: a function of particles, which does not tell draws apart (as DReG does).
-        particles: K.
-        chunk: how many at a time; K is a multiple of it.
-        programs: of model, guide and objective.
-        compile: see `Compiled`.
-
-    Attributes:
-        moved: names of the tensors in which gradients are wanted.
+        weigh: from a batch to one chunk of weighted particles.
+        chunk: how many those are.
+        chunks: how many chunks make K.
+        compiled: makes `Compiled` functions of the programs.
+        moved: gives the names of the tensors in which gradients are wanted.
 
     Reference: as for gradient checkpointing, T. Chen et al., "Training Deep Nets with Sublinear
     Memory Cost", 2016, https://arxiv.org/abs/1604.06174.
@@ -52,29 +47,24 @@ class ChunkedAscent:
 
     def __init__(
         self,
-        model: Program,
-        guide: Program,
         objective: Objective,
-        particles: int,
+        weigh: Callable[[Batch], Particles],
         chunk: int,
-        programs: Programs,
-        compile: bool | str,  # noqa: A002 - the public name
+        chunks: int,
+        compiled: Callable[[Any], Compiled],
+        moved: Callable[[], Iterable[str]],
     ):
-        self.model, self.guide, self.objective = model, guide, objective
-        self.chunks, self.chunk, self.programs = particles // chunk, chunk, programs
-        self.moved: list[str] = []
-        readers = (model, guide, objective)
-        self._densities = Compiled(self._weigh, programs, readers, compile)
-        self._gradients = Compiled(self._pull_back, programs, readers, compile)
+        self.objective, self.weigh, self.chunk, self.chunks, self.moved = objective, weigh, chunk, chunks, moved
+        self._densities, self._gradients = compiled(self._weigh), compiled(self._pull_back)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], list[Tensor | None]]:
         """Return bound and penalties, averaged over the batch, and gradients of what is made small."""
         device = batch[0].device
-        with modes_and_buffers_kept(self.programs):
+        with modes_and_buffers_kept(self._densities.programs):
             found, states = self._drawn(batch)
         after = _random_state(device)
         bound, penalties, slopes = self._outer(found)
-        gradients: list[Tensor | None] = [None] * len(self.moved)
+        gradients: list[Tensor | None] = [None] * len([*self.moved()])
         for i, state in enumerate(states):
             _set_random_state(device, state)
             new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
@@ -115,12 +105,9 @@ class ChunkedAscent:
     def planned(self, batches: int | None) -> None:
         self._densities.planned = self._gradients.planned = batches and batches * self.chunks
 
-    def _record(self, batch: Batch) -> Particles:
-        return weigh_for(self.objective, self.model, self.guide, batch, self.chunk)
-
     @torch.no_grad()
     def _weigh(self, tensors: Mapping[str, Tensor], batch: Batch) -> Densities:
-        record = self._record(batch)
+        record = self.weigh(batch)
         # What is not a tensor is the same for all chunks, captured ones too.
         self._like = replace(record, values=_Untold(facts(self.objective).name))
         return {field: dict(getattr(record, field)) for field in FIELDS}
@@ -146,10 +133,10 @@ class ChunkedAscent:
 
     def _pull_back(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor | None, ...]:
         """Return the part of the gradients that goes through one chunk; its slopes follow the data."""
-        record = self._record(batch[: self._parts])
+        record = self.weigh(batch[: self._parts])
         pairs = zip(_tensors(record), batch[self._parts :], strict=True)
         total = sum((slope.movedim(0, -1) * density).sum() for density, slope in pairs if density.requires_grad)
-        moved = [tensors[name] for name in self.moved]
+        moved = [tensors[name] for name in self.moved()]
         return torch.autograd.grad(total, moved, allow_unused=True)
 
 

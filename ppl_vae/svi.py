@@ -15,10 +15,11 @@ from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
 from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
-from ppl_vae.estimation import estimate
+from ppl_vae.estimation import estimate, weigh_for
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.parallel import SharedNoise, workers
+from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
@@ -66,7 +67,14 @@ class SVIStep:
         if self.workers and chunk is not None:
             raise ValueError("chunk: not for several processes, each of which has a part of the data; leave it out")
         if chunk is not None and chunk < particles:
-            self.ascent = ChunkedAscent(model, guide, objective, particles, chunk, self.programs, compile)
+            self.ascent = ChunkedAscent(
+                objective,
+                self._weighed,
+                chunk,
+                particles // chunk,
+                compiled,
+                self._names_of_moved,
+            )
             self.validation = self.ascent.value
         self._at_once = min(particles, chunk or particles)
         self._held: list[int] = []
@@ -157,6 +165,13 @@ class SVIStep:
         gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
         return found.value.mean(), penalties, gradients
 
+    def _weighed(self, batch: Batch) -> Particles:
+        """Return one chunk of particles."""
+        return weigh_for(self.objective, self.model, self.guide, batch, self._at_once)
+
+    def _names_of_moved(self) -> list[str]:
+        return [*self._moved]
+
     def _ascended(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor | None]]:
         """Return bound, penalties and gradients of a batch, this worker's part of it computed here."""
         mine = self.workers.part(batch) if self.workers else None
@@ -193,7 +208,6 @@ class SVIStep:
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
         self.ascent.forget()
         self.shared_ascent.forget()
-        self.ascent.moved = [*self._moved]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "replaying": set(),
     "parallel": {"batches"},
     "updating": {"optimizers"},
-    "chunking": {"batches", "compiling", "estimation", "objectives", "particles", "programs"},
+    "chunking": {"batches", "compiling", "objectives", "particles", "programs"},
     "capture": {"batches", "programs"},
     "compiling": {"batches", "capture", "programs", "replaying", "rewriting", "watching"},
     "rewriting": set(),

@@ -239,7 +239,10 @@ WRONG = {
     ),
     "another compiler": ({"compile": "always"}, "compile: expected 'auto', True or False"),
     "a step beside programs": ({"step": Scripted([])}, "step: it brings its own model, guide, objective"),
-    "a step beside its options": ({"model": None, "guide": None, "step": Scripted([]), "clip_norm": 1.0}, "its own chunk, accumulate"),
+    "a step beside its options": (
+        {"model": None, "guide": None, "step": Scripted([]), "clip_norm": 1.0},
+        "its own chunk, accumulate",
+    ),
     "an optimizer by name": ({"optimizer": "adam"}, "optimizer: expected a torch optimizer, or a function"),
     "an optimizer of something else": (
         {"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)},

@@ -241,8 +241,12 @@ def test_programs_of_no_module(uncompiled):
     assert captured.ascent.count == 1
 
 
-def test_steps_with_graphs_can_be_copied(uncompiled):
-    _, captured = steps_of(lambda: (Model(), Guide()))
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_steps_with_graphs_can_be_copied(chunk, uncompiled):
+    torch.manual_seed(0)
+    model, guide = Model(), Guide()
+    optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=1e-3)
+    captured = pv.svi_step(model, guide, particles=4, optimizer=optimizer, compile=True, chunk=chunk)
     captured(X)
     twin = copy.deepcopy(captured)
     assert twin.ascent.count == 0
