@@ -109,7 +109,7 @@ class ChunkedAscent:
     def _weigh(self, tensors: Mapping[str, Tensor], batch: Batch) -> Densities:
         record = self.weigh(batch)
         # What is not a tensor is the same for all chunks, captured ones too.
-        self._like = replace(record, values=_Untold(facts(self.objective).name))
+        self._like = replace(record, values=_Untold(facts(self.objective).name), **{field: {} for field in FIELDS})
         return {field: dict(getattr(record, field)) for field in FIELDS}
 
     def _outer(self, found: list[Densities]) -> tuple[Tensor, Mapping[str, Tensor], list[Tensor]]:
