@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -149,6 +150,9 @@ def launched() -> Iterator[Workers | None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Its functions have the group of their import as a default, and torch's optimizers import it: imported with the
+    # group there, it would keep the group's threads alive into Python's end, where they abort the process.
+    import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     before = signal.signal(signal.SIGTERM, _stopped)
     try:

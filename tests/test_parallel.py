@@ -108,6 +108,36 @@ def test_what_would_part_processes_is_refused(tmp_path):
     assert done.stdout.count("batch_size: 9 rows cannot be shared out evenly to 2 processes") == 2
 
 
+ENDS = """
+import sys
+from pathlib import Path
+import torch
+import ppl_vae as pv
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import launched
+
+def threads():
+    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+
+with launched():
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    torch.manual_seed(0)
+    pv.fit(VAE(**sizes), Normal(**sizes), torch.ones(40, 6), epochs=1, batch_size=10)
+    print("threads inside:", threads() > 0)
+print("threads after:", threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's threads from /proc")
+def test_no_thread_outlives_the_group(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ENDS)
+    done = torchrun(str(script))
+    assert done.stdout.count("threads inside: True") == 2, done.stderr
+    assert done.stdout.count("threads after: 0") == 2
+
+
 def drawn(loc, p, x):
     """Everything that can be drawn alike."""
     return (
