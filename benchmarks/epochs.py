@@ -6,16 +6,12 @@ Every contender trains the 784-400-20 VAE on the ELBO for an epoch over 50,000 i
 batches of 128 that are binarised anew. Images come from ``PPL_VAE_DATA`` or through torchvision.
 """
 
-import argparse
-import json
-import logging
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +20,11 @@ from rich.table import Table
 from torch import Tensor
 
 import ppl_vae as pv
-from benchmarks.speed import by_hand
+from benchmarks.speed import by_hand, commands
 from benchmarks.speed.programs import WORKLOADS
 from ppl_vae.optimizers import adam
 
 BATCH = 128
-RESULTS = Path(__file__).parent / "results"
 GOALS = {"PyTorch by hand": 0.8, "NumPyro scan": 1.0, "pythae": 0.4}
 PAIR = WORKLOADS["elbo-400"]
 
@@ -168,17 +163,12 @@ def table(title: str, seconds: dict[str, float], goals: dict[str, float]) -> Tab
 
 def main() -> None:
     """Time epochs and imports."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs")
-    given = parser.parse_args()
+    given = commands.parser(__doc__, rounds=7).parse_args()
     rounds = 1 if given.quick else given.rounds
-    logging.disable(logging.INFO)
     epochs, imports = timed_epochs(rounds), timed_imports(rounds)
     Console().print(table("An epoch on MNIST, H = 400", epochs, GOALS))
     Console().print(table("Import", imports, {"torch, pyro": 1.1}))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "epochs.json").write_text(json.dumps({"epoch": epochs, "import": imports}, indent=2))
+    commands.write("epochs", {"epoch": epochs, "import": imports})
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@ One hundred images, particles in chunks; the figure is particles times images pe
 does for each chunk is timed, not the compilation before it, which is reported apart.
 """
 
-import argparse
-import json
-import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.speed import by_hand
+from benchmarks.speed import by_hand, commands
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
 from benchmarks.speed.timing import Contender, check_losses, interleaved
@@ -29,7 +25,6 @@ from ppl_vae.programs import Programs
 
 ROWS = 100
 CHUNKS = (1, 5, 16, 50, 160, 500)
-RESULTS = Path(__file__).parent / "results"
 PAIR = WORKLOADS["elbo-400"]
 
 
@@ -135,11 +130,7 @@ def drawn(results: list[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Time evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="two sizes, one round, to see that it runs")
-    given = parser.parse_args()
-    logging.disable(logging.INFO)
+    given = commands.parser(__doc__, rounds=5).parse_args()
     results = [
         measured(chunk, 1 if given.quick else given.rounds) for chunk in (CHUNKS[1:3] if given.quick else CHUNKS)
     ]
@@ -147,10 +138,7 @@ def main() -> None:
     slow = pythae_seconds(x, 1000)
     pythae = slow and 1000 / slow
     Console(width=120).print(table(results, pythae))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "evaluation.json").write_text(json.dumps({"results": results, "pythae": pythae}, indent=2))
-    drawn(results).savefig(RESULTS / "evaluation.png", dpi=150)
-    print(f"Written to {RESULTS / 'evaluation.json'} and {RESULTS / 'evaluation.png'}")
+    commands.write("evaluation", {"results": results, "pythae": pythae}, drawn(results))
 
 
 if __name__ == "__main__":

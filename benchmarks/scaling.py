@@ -6,13 +6,9 @@ The peak is that of a large matrix product in float32 on the same threads. Work 
 a step, forward and backward.
 """
 
-import argparse
-import json
-import logging
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +17,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppl_vae as pv
-from benchmarks.speed import by_hand
+from benchmarks.speed import by_hand, commands
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.programs import X_DIM, Z_DIM, Pair, Workload, vae
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.vae import VAE
 from ppl_vae.optimizers import adam
 
-RESULTS = Path(__file__).parent / "results"
 USUAL = {"particles": 1, "batch": 128, "width": 200, "depth": 1}
 GRID = {
     "particles": (1, 10, 100),
@@ -112,11 +107,7 @@ def iwae_memory() -> dict[str, tuple[float | None, float]]:
 
 def main() -> None:
     """Measure the grid."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="one axis, to see that it runs")
-    given = parser.parse_args()
-    logging.disable(logging.INFO)
+    given = commands.parser(__doc__, rounds=20).parse_args()
     rounds, grid = (3, {"particles": (1, 10)}) if given.quick else (given.rounds, GRID)
     best = peak(rounds)
     results = [measured(axis, value, rounds) for axis, values in grid.items() for value in values]
@@ -134,8 +125,7 @@ def main() -> None:
     for name, (megabytes, milliseconds) in memory.items():
         made.add_row(name, f"{megabytes or 0:.0f}", f"{milliseconds:.1f}")
     Console().print(made)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scaling.json").write_text(json.dumps({"peak": best, "grid": results, "iwae": memory}, indent=2))
+    commands.write("scaling", {"peak": best, "grid": results, "iwae": memory})
 
 
 if __name__ == "__main__":

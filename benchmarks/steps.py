@@ -7,11 +7,7 @@ compared before. NumPyro and pythae come with ``pip install ppl-vae[bench]``; th
 installed are left out, by name.
 """
 
-import argparse
 import importlib
-import json
-import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +15,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import by_hand, pyros
+from benchmarks.speed import by_hand, commands, pyros
 from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
 from benchmarks.speed.timing import Contender, check_losses, interleaved
 
 BATCH = 128
-RESULTS = Path(__file__).parent / "results"
 OPTIONAL = {"numpyro": "numpyros", "pythae": "pythaes"}
 
 
@@ -97,23 +92,17 @@ def drawn(results: list[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Run the workloads that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = commands.parser(__doc__, rounds=60)
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; all if left out")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     given = parser.parse_args()
     if unknown := set(given.workloads) - set(WORKLOADS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
-    logging.disable(logging.INFO)
     results = []
     for name in given.workloads or WORKLOADS:
         results.append(measured(WORKLOADS[name], 5 if given.quick else given.rounds))
         Console(width=160).print(table(results[-1:]))
-    RESULTS.mkdir(exist_ok=True)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    (RESULTS / "steps.json").write_text(json.dumps({"machine": machine, "results": results}, indent=2))
-    drawn(results).savefig(RESULTS / "steps.png", dpi=150)
-    print(f"Written to {RESULTS / 'steps.json'} and {RESULTS / 'steps.png'}")
+    commands.write("steps", {"machine": machine, "results": results}, drawn(results))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class ChunkedAscent:
         bound, penalties, slopes = self._outer(found)
         gradients: list[Tensor | None] = [None] * len([*self.moved()])
         for i, state in enumerate(states):
-            _set_random_state(device, state)
+            _set_random_state(device, state.clone())  # torch reads a view's memory from its start
             new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
             gradients = [_added(total, part) for total, part in zip(gradients, new, strict=True)]
         _set_random_state(device, after)
@@ -77,14 +77,21 @@ class ChunkedAscent:
         """Return the bound of each datum, ``(B,)``."""
         return self.objective(joined(self._drawn(batch)[0], self._like))
 
-    def _drawn(self, batch: Batch) -> tuple[list[Densities], list[Tensor]]:
-        """Return the densities of each chunk, and the random state before each."""
-        self._parts, found, states = len(batch), [], []
-        for _ in range(self.chunks):
-            states.append(_random_state(batch[0].device))
-            # Copied, since a replayed graph leaves every chunk in the same place.
-            found.append(tree_map(torch.clone, self._densities(batch)))
-        return found, states
+    def _drawn(self, batch: Batch) -> tuple[list[Densities], Tensor]:
+        """Return the densities of each chunk, and the random state before each, ``(chunks, ...)``."""
+        self._parts = len(batch)
+        states = self._room(_random_state(batch[0].device))
+        found = None
+        for i in range(self.chunks):
+            states[i] = _random_state(batch[0].device)
+            densities = self._densities(batch)
+            # In room made once: what small tensors in between would keep the allocator from reusing grows with K.
+            found = tree_map(self._room, densities) if found is None else found
+            tree_map(lambda room, new, i=i: room[i].copy_(new), found, densities)
+        return [tree_map(lambda room, i=i: room[i], found) for i in range(self.chunks)], states
+
+    def _room(self, tensor: Tensor) -> Tensor:
+        return tensor.new_empty((self.chunks, *tensor.shape))
 
     def forget(self) -> None:
         """Drop all graphs."""
@@ -180,7 +187,7 @@ def joined(chunks: list[Densities], like: Particles) -> Particles:
 def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     if part is None:
         return total
-    return part.clone() if total is None else total + part
+    return part.clone() if total is None else total.add_(part)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

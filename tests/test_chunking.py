@@ -74,7 +74,7 @@ def test_steps_train_and_draw_on():
 
 
 class Largest(TorchDispatchMode):
-    """Record the size of the largest tensor that is made."""
+    """Record the size of the largest tensor of numbers that is made; a random state is bytes, 5 KB a chunk."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
             self.size = max(self.size, result.numel())
         return result
 
