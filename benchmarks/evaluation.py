@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.speed import by_hand, commands
+from benchmarks.speed import by_hand, commands, numpyros
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
 from benchmarks.speed.timing import Contender, check_losses, interleaved
@@ -83,11 +83,12 @@ def measured(chunk: int, rounds: int) -> dict[str, Any]:
     """Return weights per second and peak memory of each contender at a size of chunk."""
     x = torch.rand(ROWS, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
     contenders = [make(x, chunk, compiled) for make in (ours, hand) for compiled in (True, False)]
+    contenders += numpyros.weights(PAIR, x, chunk)
     started = time.perf_counter()
     contenders[0].run()
     compiling = time.perf_counter() - started
     check_losses(contenders, repeats=20)
-    seconds = interleaved(contenders, rounds)
+    seconds = interleaved(contenders, rounds, steps=max(2, 100 // chunk))
     return {
         "chunk": chunk,
         "per second": {name: chunk * ROWS / value for name, value in seconds.items()},
@@ -118,8 +119,8 @@ def drawn(results: list[dict[str, Any]]) -> Figure:
     """Return throughput against the size of a chunk."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    colours = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
-    for name, colour in zip(results[0]["per second"], colours, strict=True):
+    colours = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#000000")
+    for name, colour in zip(results[0]["per second"], colours, strict=False):
         chunks = [result["chunk"] for result in results]
         axes.plot(chunks, [result["per second"][name] / 1e6 for result in results], "o-", color=colour, label=name)
     axes.set(xscale="log", xlabel="particles in a chunk", ylabel="million importance weights a second", ylim=(0, None))

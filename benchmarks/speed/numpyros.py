@@ -51,6 +51,28 @@ def contenders(workload: Workload, x: Tensor) -> list[Contender]:
     return [Contender("NumPyro scan", run, STEPS, loss)]
 
 
+def weights(workload: Workload, x: Tensor, chunk: int) -> list[Contender]:
+    """Return the mean log-weight of so many particles a datum, jitted; nothing without NumPyro."""
+    try:
+        import jax
+        import jax.numpy as jnp
+        from numpyro import handlers, infer
+    except ImportError:
+        return []
+    data = jnp.asarray(x.numpy())
+    model, guide = vae_programs(numbers(workload.pair()))
+    elbo = infer.Trace_ELBO(num_particles=chunk)
+    traces = (handlers.trace(handlers.seed(program, 0)).get_trace(data) for program in (model, guide))
+    params = {name: site["value"] for trace in traces for name, site in trace.items() if site["type"] == "param"}
+    bound = jax.jit(lambda key: elbo.loss(key, params, model, guide, data))
+    keys = iter(range(10**6))
+
+    def run() -> Any:
+        return bound(jax.random.PRNGKey(next(keys))).block_until_ready()
+
+    return [Contender("NumPyro, jitted", run, loss=lambda: float(run()) / len(x))]
+
+
 def numbers(pair: tuple[nn.Module, nn.Module]) -> dict[str, Any]:
     """Return the parameters of a pair as arrays, by role."""
     model, guide = pair

@@ -30,30 +30,30 @@ class Contender:
     loss: Callable[[], float] | None = None
 
 
-def interleaved(contenders: Sequence[Contender], rounds: int) -> dict[str, float]:
-    """Return the median time of a step of each contender, in seconds.
+def interleaved(contenders: Sequence[Contender], rounds: int, steps: int = STEPS) -> dict[str, float]:
+    """Return the median time of a step of each contender, in seconds; a turn is so many steps.
 
     Contenders take turns, so that a machine that slows down slows all of them. A turn is as many
     steps as training takes in a row, so that each finds the caches as its own last step left them.
     """
     for contender in contenders:
-        turn(contender)
+        turn(contender, steps)
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.disable()
     try:
         for _ in range(rounds):
             for contender in contenders:
                 time.sleep(PAUSE)
-                times[contender.name].append(turn(contender) / STEPS)
+                times[contender.name].append(turn(contender, steps) / steps)
     finally:
         gc.enable()
     return {name: statistics.median(measured) for name, measured in times.items()}
 
 
-def turn(contender: Contender) -> float:
+def turn(contender: Contender, steps: int) -> float:
     """Return the seconds that so many steps take."""
     started = time.perf_counter()
-    for _ in range(STEPS // contender.steps):
+    for _ in range(steps // contender.steps):
         contender.run()
     return time.perf_counter() - started
 
