@@ -30,6 +30,7 @@ PROGRAM = (
 Program = Annotated[str, typer.Option(help=PROGRAM)]
 OwnProgram = Annotated[str | None, typer.Option(help="path/to/file.py:Name, if the run used a file of your own.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA or ~/.cache/ppl_vae if left out.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
 
 
@@ -79,16 +80,17 @@ def fit(
     ] = "float32",
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient; none if left out.")] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches for one update.")] = 1,
+    device: Device = "auto",
     root: Root = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run; a free one under runs/ if left out.")
     ] = None,
 ) -> None:
     """Train a model with a guide, evaluate it on the test data, and leave a run folder."""
-    settings = {k: v for k, v in locals().items() if k not in ("context", "root", "out")}
+    settings = {k: v for k, v in locals().items() if k not in ("context", "device", "root", "out")}
     from ppl_vae import jobs, runs
 
-    job = jobs.Job(jobs.Settings(**settings), root)
+    job = jobs.Job(jobs.Settings(**settings), root, device)
     given = {name for name in settings if context.get_parameter_source(name).name == "COMMANDLINE"}
     if ignored := given & job.ignored():
         raise ValueError(f"{', '.join(sorted(ignored))}: neither program's constructor takes it; leave it out")
@@ -119,12 +121,13 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
+    device: Device = "auto",
     root: Root = None,
 ) -> None:
     """Estimate the test log-likelihood of a finished run by importance sampling."""
     from ppl_vae import jobs, runs
 
-    evaluation = jobs.Job.from_run(run, root, model, guide).evaluate(particles, seed)
+    evaluation = jobs.Job.from_run(run, root, model, guide, device).evaluate(particles, seed)
     if not leads():
         return
     path = run / f"evaluation_K{particles}_seed{seed}.json"
@@ -140,6 +143,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
+    device: Device = "auto",
     root: Root = None,
 ) -> None:
     """Draw from the prior of a finished run: a picture, and every site as an .npz file."""
@@ -148,8 +152,8 @@ def sample(
     from ppl_vae import jobs, runs
 
     path = run / f"samples_n{n}_seed{seed}.png"
-    draws = jobs.Job.from_run(run, root, model, guide).draw_samples(path, n, seed)
-    arrays = {name: value.numpy() for name, value in draws.items()}
+    draws = jobs.Job.from_run(run, root, model, guide, device).draw_samples(path, n, seed)
+    arrays = {name: value.cpu().numpy() for name, value in draws.items()}
     runs.write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items())
     say(f"Drew {shapes}\nWritten to {path} and {path.with_suffix('.npz')}")

@@ -69,9 +69,14 @@ class Job:
     Args:
         settings: what to make.
         root: folder of the data (see `ppl_vae.data.load`).
+        device: where to compute; ``auto`` is a GPU if torch finds one.
+
+    Raises:
+        ValueError: the device cannot be used.
     """
 
-    def __init__(self, settings: Settings, root: str | None = None):
+    def __init__(self, settings: Settings, root: str | None = None, device: str = "auto"):
+        self.device = _device(device)
         published = load(settings.data, root)
         self.x_dim = published.train.shape[1]
         self.options = {"x_dim": self.x_dim, "z_dim": settings.z_dim, "hidden": (settings.hidden,)}
@@ -80,8 +85,8 @@ class Job:
         self.taken = {name for name in (*self.options, "decoder") for c in classes if zoo.takes(c, name)}
         with forked_random_state(settings.seed):
             decoder = LIKELIHOODS[settings.likelihood](settings, self.x_dim)
-            self.model = zoo.build(classes[0], self.options | {"decoder": decoder})
-            self.guide = zoo.build(classes[1], self.options | {"model": self.model})
+            self.model = self._moved(zoo.build(classes[0], self.options | {"decoder": decoder}))
+            self.guide = self._moved(zoo.build(classes[1], self.options | {"model": self.model}))
         grey = published.info.binarization == "grey"
         wants_bits = grey and settings.binarize is None and not supports(self.model, published.test[:2])
         binarize = "dynamic" if wants_bits else settings.binarize
@@ -94,7 +99,9 @@ class Job:
         return untaken if "decoder" in self.taken else untaken | {"likelihood"}
 
     @classmethod
-    def from_run(cls, folder: Path, root: str | None, model: str | None, guide: str | None) -> "Job":
+    def from_run(
+        cls, folder: Path, root: str | None, model: str | None, guide: str | None, device: str = "auto"
+    ) -> "Job":
         """Make the programs of a finished run again, with its best parameters.
 
         Raises:
@@ -110,7 +117,7 @@ class Job:
                 known[role] = given
             elif ":" in known.get(role, ""):
                 raise ValueError(f"{role}: this run used {known[role]}; name it again with --{role} FILE:Name")
-        job = cls(Settings(**known), root)
+        job = cls(Settings(**known), root, device)
         state = runs.read_checkpoint(folder)["state"]["programs"]
         job.programs().load_state_dict(state)
         return job
@@ -126,7 +133,7 @@ class Job:
             self.model,
             self.guide,
             self.splits,
-            objective=zoo.build(OBJECTIVES[s.objective], {"x_dim": self.x_dim}),
+            objective=self._moved(zoo.build(OBJECTIVES[s.objective], {"x_dim": self.x_dim})),
             particles=s.particles,
             epochs=s.epochs,
             batch_size=s.batch_size,
@@ -137,7 +144,7 @@ class Job:
             precision=PRECISION[s.precision],
             clip_norm=s.clip_norm,
             accumulate=s.accumulate,
-            config={k: v for k, v in asdict(s).items() if k not in self.ignored()} | {"versions": _versions()},
+            config=self._recorded(),
         )
 
     def evaluate(self, particles: int, seed: int) -> Evaluation:
@@ -174,6 +181,15 @@ class Job:
         how = self.splits.info.binarization
         return f"{s.model}{likelihood} and {s.guide} on {s.data} ({how}), {s.objective} with K = {s.particles}"
 
+    def _recorded(self) -> dict[str, Any]:
+        """Return what the run folder is to tell of how it came about."""
+        meant = {name: value for name, value in asdict(self.settings).items() if name not in self.ignored()}
+        return meant | {"device": str(self.device), "versions": _versions()}
+
+    def _moved(self, program: Any) -> Any:
+        """Return a program or an objective on the device; functions have nothing to move."""
+        return program.to(self.device) if isinstance(program, nn.Module) else program
+
     def _images(self, means: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Return the means of the site that holds the data, whatever its name."""
         return next((mean for mean in means.values() if mean.shape[1:] == (self.x_dim,)), None)
@@ -190,6 +206,18 @@ LIKELIHOODS = {
     "bernoulli": partial(_decoder, nets.ToBernoulli),
     "gaussian": partial(_decoder, nets.ToNormalOneScale),
 }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without the device asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {name!r} cannot be used here ({reason}); choose auto or cpu") from error
+    return device
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -149,11 +149,11 @@ def launched() -> Iterator[Workers | None]:
         yield None
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     # Its functions have the group of their import as a default, and torch's optimizers import it: imported with the
     # group there, it would keep the group's threads alive into Python's end, where they abort the process.
     import_module("torch.distributed.nn.functional")
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     before = signal.signal(signal.SIGTERM, _stopped)
     try:
         yield workers()

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from ppl_vae import cli, runs
@@ -76,6 +77,7 @@ def finished(monkeypatch, tmp_path, capsys):
 
 def test_fit_leaves_a_whole_run_folder(finished, capsys):
     assert {path.name for path in finished.iterdir()} == FILES
+    assert runs.read_config(finished)["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     result = json.loads((finished / "evaluation.json").read_text())
     assert result["n"] == 360
     assert result["particles"] == 50
@@ -236,6 +238,7 @@ WRONG = {
     "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are bernoulli, exact, normal"),
     "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
     "an estimator that needs more": (["fit", "--objective", "EUBO"], "EUBO: its constructor needs posterior"),
+    "an unknown device": (["fit", "--device", "gpu"], "device: 'gpu' cannot be used here (Expected one of cpu, cuda"),
     "an unknown likelihood": (["fit", "--likelihood", "poisson"], "likelihood: unknown name 'poisson'"),
     "unknown data": (["fit", "--data", "cifar"], "data set: unknown name 'cifar'"),
     "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected threshold, static, dynamic"),

@@ -12,6 +12,7 @@ import torch
 from capturing import assert_steps_agree, step_on
 from given import Given
 from pyro.infer import SVI, Trace_ELBO
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppl_vae as pv
@@ -173,6 +174,39 @@ def test_loss_and_gradients_never_wait_for_the_device(pair, objective):
         torch.autograd.grad(value, parameters)
     assert "aten.mm.default" in watch.seen
     assert "aten._local_scalar_dense.default" not in watch.seen
+
+
+def pretend_gpu(program):
+    """Put stand-ins of a GPU's tensors, which only a `FakeTensorMode` can make, for those of a program."""
+    for module in program.modules() if isinstance(program, torch.nn.Module) else ():
+        for tensors in (module._parameters, module._buffers):
+            there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+            for name, tensor in there.items():
+                stand_in = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                parameter = isinstance(tensor, torch.nn.Parameter)
+                tensors[name] = torch.nn.Parameter(stand_in, tensor.requires_grad) if parameter else stand_in
+
+
+def zeros(outputs, inputs, *_, **__):
+    """Return zeros in place of gradients, in their form."""
+    return [torch.zeros_like(tensor) for tensor in ([inputs] if isinstance(inputs, torch.Tensor) else inputs)]
+
+
+def test_a_loss_on_a_gpu_is_on_it_altogether(pair, objective, monkeypatch):
+    """Stand-ins refuse operations that mix devices, as the device would. Gradients take one, so they are zero here."""
+    monkeypatch.setattr(torch.autograd, "grad", zeros)
+    x = pair.data()
+    with FakeTensorMode(), pyro.validation_enabled(False):
+        for program in (pair.model, pair.guide, objective):
+            pretend_gpu(program)
+        x = torch.empty(x.shape, dtype=x.dtype, device="cuda")
+        found = estimate(objective, pair.model, pair.guide, x, particles=3)
+    assert (found.surrogate.device.type, found.value.device.type) == ("cuda", "cuda")
+
+
+def test_stand_ins_refuse_a_mixture_of_devices():
+    with FakeTensorMode(), pytest.raises(Exception, match="two devices"):
+        torch.empty(3, device="cuda") + torch.empty(3)
 
 
 def test_captured_steps_are_the_eager_ones(pair, objective, uncompiled):
