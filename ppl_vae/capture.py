@@ -11,14 +11,17 @@ import sympy
 import torch
 from pyro import poutine
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributions import constraints, transform_to
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_vae.batches import Batch
+from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.watching import Watch, Written
 
 __all__ = ["CannotCapture", "Function", "Graph", "capture"]
 
@@ -93,7 +96,9 @@ class Graph:
         return all(some.lower <= rows <= some.upper for some in allowed) and all(c == sympy.true for c in conditions)
 
 
-def capture(function: Function, programs: Programs, batch: Batch, any_size: bool = True) -> Graph:
+def capture(
+    function: Function, programs: Programs, batch: Batch, any_size: bool = True, watch: Watch | None = None
+) -> Graph:
     """Return a function of programs and a batch as a graph; nothing is run, changed or drawn.
 
     The programs go through Pyro's handlers once, with stand-ins that have shapes and no values; what
@@ -106,12 +111,14 @@ def capture(function: Function, programs: Programs, batch: Batch, any_size: bool
         programs: whose tensors to put in, by `Programs.tensors`.
         batch: tensors of the shapes that are to come.
         any_size: whether the number of rows stays open (where the programs let it).
+        watch: what the programs read of Python; of the modules if left out.
 
     Returns:
         A `Graph`.
 
     Raises:
-        CannotCapture: the programs read a value off a tensor, or hold parameters that cannot be found.
+        CannotCapture: the programs read a value off a tensor, change numbers that they read, or hold parameters
+            that cannot be found.
 
     Reference: H. He, R. Zou, "functorch", 2021, and the proxy tensors of torch.fx; J. Reed et al.,
     "torch.fx: Practical Program Capture and Transformation", MLSys 2022, https://arxiv.org/abs/2112.08429.
@@ -123,23 +130,32 @@ def capture(function: Function, programs: Programs, batch: Batch, any_size: bool
         True
     """
     tensors = programs.tensors()
+    for name, tensor in tensors.items():
+        if tensor._backward_hooks:
+            raise CannotCapture(f"{name} has a hook on its gradient, which no graph can hold")
     graph = Graph(list(tensors.values()), batch, any_size)
     together, found = _Together(programs), {}
 
     def flat(*stand_ins: Tensor) -> list[Tensor]:
         named = dict(zip(tensors, stand_ins, strict=False))
-        result, found["rebound"] = together.call(function, named, stand_ins[len(named) :])
+        with _NoReading():
+            result, found["rebound"] = together.call(function, named, stand_ins[len(named) :])
         leaves, found["spec"] = tree_flatten(result)
         found["filled"] = [leaf is not None for leaf in leaves]
         return [leaf for leaf in leaves if leaf is not None] + [named[name] for name in found["rebound"]]
 
+    watch = watch or Watch(list(programs.modules.values()))
     try:
         # Argument validation reads values.
-        with forked_random_state(), pyro.validation_enabled(False), graph.mode:
+        with watch.unmoved() as replaced, forked_random_state(), pyro.validation_enabled(False), graph.mode:
             module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*graph.inputs)
+    except (CannotCapture, LostWorker):
+        raise
+    except Written as error:
+        raise CannotCapture(str(error)) from error
     except Exception as error:
         raise CannotCapture(_reason(error)) from error
-    _refuse_strangers(module)
+    _refuse_strangers(module, replaced)
     order = {name: i for i, name in enumerate(tensors)}
     graph.finish(module, found["spec"], found["filled"], [order[name] for name in found["rebound"]])
     return graph
@@ -200,16 +216,38 @@ def _stand_in(mode: FakeTensorMode, part: Tensor, any_size: bool) -> Tensor:
     return mode.from_tensor(part, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
 
-def _refuse_strangers(module: fx.GraphModule) -> None:
-    """No parameter may be in the graph as a constant: it would get no gradient."""
+def _refuse_strangers(module: fx.GraphModule, replaced: list[Any]) -> None:
+    """No parameter may be in the graph as a constant (it would get no gradient), nor what programs replace."""
+    storages = {_storage(tensor) for tensor in replaced if isinstance(tensor, Tensor)}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             constant = getattr(module, node.target)
+            if isinstance(constant, Tensor) and _storage(constant) in storages:
+                raise CannotCapture(
+                    f"a tensor of shape {tuple(constant.shape)} is read and then another one put in its place, which a "
+                    "graph would not do; register it as a buffer"
+                )
             if isinstance(constant, Tensor) and constant.requires_grad:
                 raise CannotCapture(
                     f"a parameter of shape {tuple(constant.shape)} is used that was not found in model, guide or "
                     "objective; hold it in an nn.Module that a program is, or refers to by name"
                 )
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _NoReading(TorchDispatchMode):
+    """Refuse to read a number off a tensor from outside: the graph would not see it change."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], FakeTensor):
+            raise CannotCapture(
+                "a number is read (.item(), float(), if) off a tensor that is no buffer, and might change unseen; keep "
+                "it as a number of Python"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, traceback.__file__, __file__))

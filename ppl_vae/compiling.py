@@ -12,6 +12,7 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 
 from ppl_vae.batches import Batch
+from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs
 from ppl_vae.replaying import Replayed, record
 from ppl_vae.rewriting import rewrite
@@ -131,7 +132,7 @@ class Compiled:
 
     def _key(self, batch: Batch) -> Any:
         if self._watch is None:
-            self._watch = Watch(list(self.programs.modules.values()), *self.readers)
+            self._watch = self._new_watch()
         parts = tuple([(part.shape[1:], part.dtype, part.device) for part in batch])
         kind = batch[0].device.type
         cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
@@ -142,9 +143,12 @@ class Compiled:
             now = self._watch.now()
             hash(now)
         except (KeyError, TypeError):  # an attribute is gone, or holds no number any more
-            self._watch = Watch(list(self.programs.modules.values()), *self.readers)
+            self._watch = self._new_watch()
             return self._watch.now()
         return now
+
+    def _new_watch(self) -> Watch:
+        return Watch(list(self.programs.modules.values()), *self.readers)
 
     def _parameters_replaced(self) -> bool:
         """Tell whether Pyro's store has other tensors than those that were found at param sites."""
@@ -168,19 +172,18 @@ class Compiled:
         from ppl_vae.capture import capture
 
         # Anew, as a module may have taken another's place.
-        self._watch = None
-        key = self._key(batch)
+        self._watch = self._new_watch()
         # What a GPU replays has one size.
         on_gpu = batch[0].device.type == "cuda"
         with _casts_made_anew(batch[0].device.type):
-            graph = capture(self.function, self.programs, batch, any_size=not on_gpu)
+            graph = capture(self.function, self.programs, batch, not on_gpu, self._watch)
             if not graph.serves(batch[0].shape[0]):
-                graph = capture(self.function, self.programs, batch, any_size=False)
+                graph = capture(self.function, self.programs, batch, False, self._watch)
         lower(graph)
         if on_gpu:
             graph.run = Replayed(graph.run, graph.fixed, record)
         graph.watch = self._watch
-        self.graphs.setdefault(key, []).append(graph)
+        self.graphs.setdefault(self._key(batch), []).append(graph)
         return graph
 
     def _counted(self, batch: Batch) -> Any:
@@ -259,6 +262,8 @@ def lower(graph: "Graph") -> None:
             if inputs[-1].device.type == "cpu":
                 rewrite(graph.module)
             graph.run = inductor(graph.module, inputs, options={"fallback_random": True})
+    except LostWorker:
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         warnings.warn(

@@ -183,6 +183,10 @@ def evaluate(
     batches = source(data.test if isinstance(data, Splits) else data, batch_size)
     programs = Programs(model, guide)
     together = workers()
+    if together and (name := together.different(programs.tensors())):
+        raise RuntimeError(
+            f"{name} is not the same in all processes; evaluate one state of the programs in all of them"
+        )
     draw = {
         who: _drawing(model, guide, programs, particles, chunk, batches.batches, compile, who)
         for who in {None, together}

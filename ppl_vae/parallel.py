@@ -69,7 +69,7 @@ class Workers:
     def part(self, batch: Batch) -> Batch | None:
         """Return this worker's rows of a batch, or None if all are to compute all of it."""
         rows, rest = divmod(len(batch[0]), self.size)
-        if rest:
+        if rest or rows == 1:  # an axis of one row could be anything
             return None
         return tuple(part[self.rank * rows : (self.rank + 1) * rows] for part in batch)
 
@@ -110,19 +110,14 @@ class Workers:
                 "the processes have different random states; call torch.manual_seed with one seed in all"
             )
 
-    def refuse_different(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise unless all workers have the same tensors; asked once, as it waits for all of them.
-
-        Raises:
-            RuntimeError: it names the first that differs.
-        """
-        for name, tensor in tensors.items():
-            sums = self.gathered(tensor.detach().double().sum().reshape(1))
-            if bool((sums != sums[0]).any()):
-                raise RuntimeError(
-                    f"{name} follows the rows that each process sees (as running statistics of batch norm do), so that "
-                    "processes would part ways; use layers and objectives without such state, or one process"
-                )
+    def different(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Return the name of a tensor that is not the same in all workers, or None; asked once, as it waits for all."""
+        if not tensors:
+            return None
+        sums = torch.stack([tensor.detach().double().sum() for tensor in tensors.values()])
+        everywhere = self.gathered(sums.unsqueeze(0))
+        differs = (everywhere != everywhere[0]).any(0).tolist()
+        return next((name for name, d in zip(tensors, differs, strict=True) if d), None)
 
     def agree(self, problem: str | None) -> None:
         """Raise on every worker if the leading one has a problem.
@@ -169,11 +164,19 @@ def _stopped(number: int, frame: Any) -> None:
 def workers() -> Workers | None:
     """Return the processes of a run under ``torch.distributed``, or None where there is one alone.
 
+    Raises:
+        RuntimeError: several processes have been launched, and have not joined.
+
     Example:
         >>> workers() is None
         True
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RuntimeError(
+                f"{os.environ['WORLD_SIZE']} processes were launched (WORLD_SIZE), and each would train alone; put the "
+                "script's work in `with ppl_vae.parallel.launched():`, or unset WORLD_SIZE to have it so"
+            )
         return None
     size = torch.distributed.get_world_size()
     return Workers(torch.distributed.get_rank(), size) if size > 1 else None
@@ -183,7 +186,8 @@ class SharedNoise(TorchDispatchMode):
     """Draw noise for the rows of all workers and keep that of one's own.
 
     Workers with the same random state then draw what one process alone would draw for the whole
-    batch, and still have the same random state afterwards.
+    batch, and still have the same random state afterwards. In a graph, the number of rows has a name and
+    is found on any axis; eagerly it is a number like others, and where it might be another, that is an error.
 
     Args:
         workers: who share.
@@ -191,7 +195,9 @@ class SharedNoise(TorchDispatchMode):
         rows: of this worker.
 
     Raises:
-        NotImplementedError: inside, something is drawn by rejection.
+        NotImplementedError: inside, something is drawn by rejection, or on an axis that merges data with
+            something else.
+        ValueError: sizes leave open which axis of a draw is that of the data.
 
     Example:
         >>> with SharedNoise(Workers(rank=1, size=2), particles=3, rows=4):
@@ -230,14 +236,36 @@ class SharedNoise(TorchDispatchMode):
         return type(drawn)(self._mine(part, axes) for part in drawn)
 
     def _axes(self, shape: Sequence[Any]) -> tuple[int, bool] | None:
-        """Return where the data are, and whether that axis holds all particles of all data."""
-        for i in range(1, len(shape)):
-            if self._is(shape[i], self.rows) and self._is(shape[i - 1], self.particles):
-                return i, False
-        if len(shape) and self._is(shape[0], self.rows):
-            return 0, False
-        if len(shape) and self._is(shape[0], self.particles * self.rows):
+        """Return where the data are, and whether that axis holds all particles of all data; None if nowhere."""
+        of_data = [i for i, size in enumerate(shape) if self._is(size, self.rows)]
+        after_particles = [i for i in of_data if i and self._is(shape[i - 1], self.particles)]
+        if after_particles:
+            return after_particles[0], False
+        if not of_data and len(shape) and self._is(shape[0], self.particles * self.rows):
             return 0, True
+        find = self._by_name if isinstance(self.rows, SymInt) else self._by_number
+        return find(shape, of_data)
+
+    def _by_name(self, shape: Sequence[Any], of_data: list[int]) -> tuple[int, bool] | None:
+        if len(of_data) == 1:
+            return of_data[0], False
+        if any(isinstance(size, SymInt) for size in shape):
+            raise NotImplementedError(
+                f"noise of shape {tuple(shape)} has the data merged with something else on an axis, or on several "
+                "axes, so that it cannot be shared out; keep data on one axis of their own, or train in one process"
+            )
+        return None
+
+    def _by_number(self, shape: Sequence[int], of_data: list[int]) -> tuple[int, bool] | None:
+        if of_data == [0] and self.rows != self.particles:
+            return 0, False
+        merged = len(shape) and shape[0] > self.rows and shape[0] % self.rows == 0 and shape[0] != self.particles
+        if of_data or merged:
+            raise ValueError(
+                f"noise of shape {tuple(shape)} leaves open where the {self.rows} data of this process are; pass "
+                "compile=True, where their number is no mere number, choose another batch_size, or keep data on an "
+                "axis of their own, the first or next to the particles'"
+            )
         return None
 
     def _is(self, size: Any, wanted: Any) -> bool:

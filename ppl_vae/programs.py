@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import pyro
@@ -139,10 +139,28 @@ def globals_of(function: FunctionType) -> list[str]:
 
     Example:
         >>> globals_of(globals_of)
-        ['dis']
+        ['_codes', 'dis']
     """
-    loaded = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+    codes = _codes(function.__code__)
+    loaded = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
     return sorted(name for name in loaded if name in function.__globals__)
+
+
+def names_in(function: FunctionType) -> set[str]:
+    """Return the names of globals and attributes in a function, functions within it included.
+
+    Example:
+        >>> names_in(lambda x: [torch.tanh(y) for y in x]) == {"torch", "tanh"}
+        True
+    """
+    return {name for code in _codes(function.__code__) for name in code.co_names}
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def _may_hold_modules(thing: Any) -> bool:

@@ -179,7 +179,11 @@ class SVIStep:
             return self.ascent(batch)
         bound, penalties, gradients = self.shared_ascent(mine)
         if not self._known_alike:
-            self.workers.refuse_different(self.programs.tensors())
+            if name := self.workers.different(self.programs.tensors()):
+                raise RuntimeError(
+                    f"{name} follows the rows that each process sees (as running statistics of batch norm do), so that "
+                    "processes would part ways; use layers and objectives without such state, or one process"
+                )
             self._known_alike = True
         bound, *rest = self.workers.mean([bound, *penalties.values(), *gradients])
         return bound, dict(zip(penalties, rest, strict=False)), rest[len(penalties) :]

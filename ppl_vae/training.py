@@ -271,8 +271,9 @@ class _Loop:
                     self._record(row)
         except LostWorker as error:
             where = f"in {self.folder}" if self.folder else "back in the programs"
-            kept = f"those of epoch {self.result.best['epoch']} are {where}" if self.result.best else "none had ended"
-            raise LostWorker(f"{error}. Training stopped in epoch {epoch}; of its parameters {kept}") from error
+            best = self.result.best
+            kept = f"the parameters of epoch {best['epoch']} are {where}" if best else "none had ended"
+            raise LostWorker(f"{error}. Training stopped in epoch {epoch}; {kept}") from error
         finally:  # also when a person stops it, or the bound is no number
             self.step.load_state_dict(self.best_state)
         self.result.graphs = getattr(self.step, "graphs", 0)

@@ -1,38 +1,42 @@
-"""What a captured graph takes from Python once and for all, watched so that no change is overlooked."""
+"""What a graph has frozen of the Python that programs read, whether it is still so, and what they wrote."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from types import FunctionType, MethodType, NoneType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ppl_vae.programs import Program, globals_of, reached
+from ppl_vae.programs import Program
+from ppl_vae.surveying import CONTAINERS, HELD, MANY, PLAIN, Survey, content, spaces_of
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "Written"]
 
-# Values that are what they are: compared as such.
-PLAIN = (bool, int, float, complex, str, bytes, NoneType, np.generic, Enum, torch.dtype, torch.device)
-HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-DEPTH = 4
-LIBRARIES = {"torch", "pyro", "numpy", "builtins", "functools", "types", "typing", "ppl_vae"}
+# Containers in containers; deeper ones are known by their identity.
+DEPTH = 8
+
+
+class Written(RuntimeError):
+    """Programs change what they read, which a graph does not do."""
 
 
 class Watch:
     """What programs read of Python, as it is now.
 
     Parameters, buffers and other tensors enter a graph by reference, and what is in them may change.
-    Frozen in it are numbers in attributes, closures, globals, classes, containers and settings objects,
-    modes and hooks, and which object stands where: when one of these changes, another graph is needed.
+    Frozen in it are numbers in attributes, closures, globals, classes, modules of code, containers,
+    small arrays and settings objects, modes and hooks, and which object stands where: when one of
+    these changes, another graph is needed. Out of sight are numbers that libraries keep, and those in arrays and
+    containers of more than a thousand.
 
     Args:
         modules: whose attributes to watch, with those of all that is in them.
-        programs: functions, methods and objects, whose closures, globals and owners to watch.
+        programs: functions, methods and objects, and all that they refer to.
 
     Example:
         >>> net = nn.Dropout(0.5)
@@ -44,130 +48,191 @@ class Watch:
     """
 
     def __init__(self, modules: list[nn.Module], *programs: Program):
-        every = list({id(m): m for module in modules for m in module.modules()}.values())
-        things = [thing for program in programs for thing in reached(program)]
-        things += [t.__self__ for t in things if isinstance(t, MethodType)]
-        objects = [t for t in things if not isinstance(t, FunctionType | nn.Module) and _is_persons_own(type(t))]
-        kinds = {kind for thing in (*every, *objects) for kind in type(thing).__mro__ if _is_persons_own(kind)}
-        functions = _with_helpers(
-            [*_functions(things), *chain.from_iterable(_functions(vars(k).values()) for k in kinds)]
-        )
-        # Looked at in every step, so by as few calls as can be.
-        self._read: list[tuple[Callable[[Any], tuple[Any, ...]], Mapping[str, Any]]] = []
-        self._names: list[str] = []
+        survey = Survey([*programs, *modules])
+        # What is known by its identity must not be freed, as its identity might be given anew.
+        self._met = survey.met
+        # Looked at in every step, so by as few calls as can be: plain values, identities, and containers.
+        self._read: list[_Names] = []
+        self._same: list[_Names] = []
         self._deep: list[tuple[str, Mapping[str, Any], str]] = []
-        for thing in (*every, *objects):
-            own = [key for key in getattr(thing, "__dict__", {}) if not _is_torchs(thing, key)]
-            self._add(getattr(thing, "__dict__", {}), own, f"{{}} of {type(thing).__name__}")
-        for kind in kinds:
-            self._add(vars(kind), [k for k, v in vars(kind).items() if _is_data(v, k)], f"{{}} of {kind.__name__}")
-        for function in functions:
-            found = [name for name in globals_of(function) if _is_data(function.__globals__[name], name)]
-            self._add(function.__globals__, found, "global {}")
+        seen: set[tuple[int, str]] = set()
+        for space, names, title in survey.spaces:
+            new = [name for name in names if (id(space), name) not in seen]
+            seen |= {(id(space), name) for name in new}
+            self._add(space, new, title)
         self._cells = [
             (f"{name} of {f.__qualname__}", cell)
-            for f in functions
+            for f in survey.functions
             for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
         ]
-        self._options = [t for t in (*functions, *things) if isinstance(t, FunctionType | partial)]
-        self._held = [vars(m)[kind] for m in every for kind in HELD]
-        self._spaces = [vars(m) for m in every]
-        self._tensors = [t for held in self._held for t in held.values() if isinstance(t, torch.Tensor)]
-        # What is known by its identity must not be freed, as its identity might be given anew.
-        self.kept = [every, objects, [space.get(key) for _, space, key in self._deep]]
+        self._options = [t for t in survey.met.values() if isinstance(t, partial)] + survey.functions
+        self._held = [vars(m)[kind] for m in survey.modules for kind in HELD]
+        self._spaces = [space for space, _, title in survey.spaces if title != "global"]
+        self._globals = [(space, names) for space, names, title in survey.spaces if title == "global"]
+        self._tensors = [t for held in self._held for t in held.values() if isinstance(t, Tensor)]
 
     def now(self) -> tuple[Any, ...]:
-        """Return what there is now, to be compared; some ten microseconds.
+        """Return what there is now, to be compared; some microseconds for a module.
 
         Raises:
             KeyError: something that was watched is no longer there.
         """
         return (
-            tuple([values(space) for values, space in self._read]),
-            tuple([_seen(space[key]) for _, space, key in self._deep]),
-            tuple([_seen(_content(cell)) for _, cell in self._cells]),
+            tuple([names.values() for names in self._read]),
+            tuple([tuple(map(id, names.values())) for names in self._same]),
+            tuple([_seen(space[name]) for _, space, name in self._deep]),
+            tuple([_seen(content(cell)) for _, cell in self._cells]),
             tuple([_options(thing) for thing in self._options]),
             tuple(map(id, chain.from_iterable([held.values() for held in self._held]))),
             tuple(map(len, self._spaces)),
-            tuple([(t.requires_grad, t.dtype, t.device, t.stride()) for t in self._tensors]),
+            tuple([(t.requires_grad, t.dtype, t.device, t.stride(), bool(t._backward_hooks)) for t in self._tensors]),
         )
 
     def changed(self, before: tuple[Any, ...]) -> list[str]:
         """Say what differs from an earlier state."""
         now = self.now()
-        found = list(_differences(self._names, [*chain(*before[0])], [*chain(*now[0])]))
-        found += _differences([name for name, _, _ in self._deep], before[1], now[1])
-        found += _differences([name for name, _ in self._cells], before[2], now[2])
-        found += ["an option bound to a function"] * (before[3] != now[3])
-        found += ["a module, tensor or hook that took another's place"] * (before[4:6] != now[4:6])
-        found += ["requires_grad, type, device or strides of a tensor"] * (before[6] != now[6])
+        found = [*_differences(_titles(self._read), chain(*before[0]), chain(*now[0]))]
+        found += _differences(_titles(self._same), chain(*before[1]), chain(*now[1]))
+        found += _differences([title for title, _, _ in self._deep], before[2], now[2])
+        found += _differences([title for title, _ in self._cells], before[3], now[3])
+        found += ["an option bound to a function"] * (before[4] != now[4])
+        found += ["a module, tensor or hook that took another's place"] * (before[5:7] != now[5:7])
+        found += ["requires_grad, type, device, strides or gradient hooks of a tensor"] * (before[7] != now[7])
         return [*dict.fromkeys(found)]
 
-    def _add(self, space: Mapping[str, Any], keys: list[str], name: str) -> None:
-        plain = [key for key in keys if isinstance(space[key], PLAIN)]
-        if plain:
-            # Of one key, itemgetter gives no tuple.
-            self._read.append((itemgetter(*plain, plain[0]), space))
-            self._names += [name.format(key) for key in (*plain, plain[0])]
-        self._deep += [(name.format(key), space, key) for key in keys if key not in plain]
+    @contextmanager
+    def unmoved(self) -> Iterator[list[Any]]:
+        """Leave all as it was found, and from now on overlook what the programs write, as they did inside.
+
+        Yields:
+            a list, which at the end holds what had been in the places that they wrote to.
+
+        Raises:
+            Written: they wrote a number, so that the next run would find another one.
+        """
+        before, kept, replaced = self.now(), _Kept(self._met.values(), self._globals, self._cells), []
+        try:
+            yield replaced
+            replaced += [self._met[known] for known in self._overlooked(before, self.now()) if known in self._met]
+        finally:
+            kept.restore()
+
+    def _overlooked(self, before: tuple[Any, ...], after: tuple[Any, ...]) -> list[int]:
+        """Drop what was written from what is watched; return the identities of what was there."""
+        # A number of rows that stays open is no number: to compare it would settle it.
+        open_ = [[isinstance(value, torch.SymInt) for value in values] for values in after[0]]
+        now = [
+            old if o else new for o, old, new in zip(chain(*open_), chain(*before[0]), chain(*after[0]), strict=True)
+        ]
+        numbers = [*_differences(_titles(self._read), chain(*before[0]), now)]
+        numbers += _differences([t for t, *_ in self._deep], *(map(_plain_parts, when[2]) for when in (before, after)))
+        numbers += _differences([t for t, _ in self._cells], *(map(_plain_parts, when[3]) for when in (before, after)))
+        if numbers:
+            raise Written(
+                f"{', '.join(numbers[:3])} changes in every run, which a graph would not do; keep such a number in a "
+                "buffer, a tensor without axes"
+            )
+        for names, drop in zip(self._read, open_, strict=True):
+            names.keep([not d for d in drop])
+        for names, old, new in zip(self._same, before[1], after[1], strict=True):
+            names.keep([o == n for o, n in zip(old, new, strict=True)])
+        self._deep, self._cells, self._spaces = (
+            [entry for entry, old, new in zip(entries, before[i], after[i], strict=True) if old == new]
+            for entries, i in ((self._deep, 2), (self._cells, 3), (self._spaces, 6))
+        )
+        pairs = [*zip(chain(*before[1]), chain(*after[1]), strict=True)]
+        same = [old for old, new in pairs if old != new]
+        deep = [old for i in (2, 3) for old, new in zip(before[i], after[i], strict=True) if old != new]
+        return same + [known for old in deep for known in _identities(old)]
+
+    def _add(self, space: Mapping[str, Any], names: list[str], title: str) -> None:
+        title = "global {}" if title == "global" else f"{{}} of {title}"
+        plain = [name for name in names if isinstance(space[name], PLAIN)]
+        deep = [name for name in names if isinstance(space[name], (*CONTAINERS, np.ndarray))]
+        rest = [name for name in names if not isinstance(space[name], (*PLAIN, *CONTAINERS, np.ndarray, ModuleType))]
+        self._read += [_Names(space, plain, title)] * bool(plain)
+        self._same += [_Names(space, rest, title)] * bool(rest)
+        self._deep += [(title.format(name), space, name) for name in deep]
+
+
+class _Names:
+    """Some names of a mapping, read in one go."""
+
+    def __init__(self, space: Mapping[str, Any], names: list[str], title: str):
+        self.space, self.title = space, title
+        self._take(names)
+
+    def _take(self, names: list[str]) -> None:
+        # Of one name, itemgetter gives no tuple.
+        self.names = names[:] + names[:1] * (len(names) == 1)
+        self._get = itemgetter(*self.names) if names else None
+
+    def values(self) -> tuple[Any, ...]:
+        return self._get(self.space) if self._get else ()
+
+    def keep(self, wanted: list[bool]) -> None:
+        """Drop the other names."""
+        if not all(wanted):
+            self._take([*dict.fromkeys(name for name, w in zip(self.names, wanted, strict=True) if w)])
+
+
+class _Kept:
+    """What objects and containers held, to be put back."""
+
+    def __init__(self, things: Iterable[Any], named: Iterable[tuple[Any, list[str]]], cells: Iterable[Any]):
+        self._containers, self._spaces = [], []
+        self._named = [(space, {name: space[name] for name in names}) for space, names in named]
+        self._cells = [(cell, cell.cell_contents) for _, cell in cells if content(cell) is not None]
+        for thing in things:
+            if isinstance(thing, list | dict | set):
+                self._containers.append((thing, thing.copy()))
+            elif isinstance(thing, nn.Module) or not isinstance(thing, (type, ModuleType, Tensor, *CONTAINERS)):
+                self._spaces += [(space, dict(space)) for space in spaces_of(thing)]
+
+    def restore(self) -> None:
+        """Put all back in place."""
+        for space, before in self._spaces:
+            for name in [name for name in space if name not in before]:
+                del space[name]
+        for space, before in self._spaces + self._named:
+            for name, value in before.items():
+                if space.get(name, self) is not value:
+                    space[name] = value
+        for cell, before in self._cells:
+            if content(cell) is not before:
+                cell.cell_contents = before
+        for container, before in self._containers:
+            if isinstance(container, list):
+                container[:] = before
+            else:
+                container.clear()
+                container.update(before)
 
 
 def _seen(value: Any, depth: int = DEPTH) -> Any:
     """Return a value that can be compared: numbers as they are, containers by what is in them, the rest by identity."""
     if isinstance(value, PLAIN):
         return value
-    if depth and isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, CONTAINERS) and depth and len(value) <= MANY:
+        if isinstance(value, dict):
+            return "dict", tuple([(str(key), _seen(part, depth - 1)) for key, part in value.items()])
         return type(value).__name__, tuple([_seen(part, depth - 1) for part in value])
-    if depth and isinstance(value, dict):
-        return tuple([(str(key), _seen(part, depth - 1)) for key, part in value.items()])
-    if depth and _is_settings(value):
-        return id(value), _seen(vars(value), depth - 1)
-    return id(value)
+    if isinstance(value, np.ndarray) and value.size <= MANY and value.dtype != object:
+        return value.shape, value.dtype.str, value.tobytes()
+    return (id(value),)
 
 
-def _is_settings(value: Any) -> bool:
-    """Tell an object that holds a person's numbers (a namespace, a dataclass) from modules, tensors and functions."""
-    home = (type(value).__module__ or "").split(".")[0]
-    ours = home not in ("torch", "pyro", "numpy", "builtins") and not isinstance(value, nn.Module | torch.Tensor | type)
-    return ours and hasattr(value, "__dict__")
+def _plain_parts(seen: Any) -> list[Any]:
+    """Return the numbers in what was seen, without identities."""
+    if not isinstance(seen, tuple):
+        return [seen]
+    return [] if len(seen) == 1 and isinstance(seen[0], int) else [*chain.from_iterable(map(_plain_parts, seen))]
 
 
-def _is_torchs(thing: Any, key: str) -> bool:
-    """Tell an attribute that torch keeps in a module from a person's."""
-    return isinstance(thing, nn.Module) and (key in HELD or key in vars(_BARE))
-
-
-_BARE = nn.Module()
-del _BARE.__dict__["training"]  # a mode is the person's
-
-
-def _is_data(value: Any, name: str) -> bool:
-    """Tell a number, a tensor or a holder of numbers from functions, classes and modules of code."""
-    code = isinstance(value, FunctionType | type | property | classmethod | staticmethod) or callable(value)
-    return not (name.startswith("__") or code or type(value).__name__ in ("module", "getset_descriptor"))
-
-
-def _is_persons_own(kind: type) -> bool:
-    """Tell a person's class from those of libraries, which stay as they are."""
-    # Code that is executed from a string belongs to no module.
-    return (kind.__module__ or "").split(".")[0] not in LIBRARIES
-
-
-def _functions(things: Iterable[Any]) -> list[FunctionType]:
-    found = [thing.__func__ if isinstance(thing, MethodType) else thing for thing in things]
-    return [thing for thing in found if isinstance(thing, FunctionType)]
-
-
-def _with_helpers(functions: list[FunctionType]) -> list[FunctionType]:
-    """Add the functions that these call by a global name, and so on; those of libraries apart."""
-    found: dict[int, FunctionType] = {}
-    waiting = list(functions)
-    while waiting:
-        function = waiting.pop()
-        if id(function) not in found and _is_persons_own(function):
-            found[id(function)] = function
-            waiting += _functions(function.__globals__[name] for name in globals_of(function))
-    return list(found.values())
+def _identities(seen: Any) -> list[int]:
+    if not isinstance(seen, tuple):
+        return []
+    return [seen[0]] if len(seen) == 1 and isinstance(seen[0], int) else [*chain.from_iterable(map(_identities, seen))]
 
 
 def _options(thing: Any) -> Any:
@@ -176,8 +241,12 @@ def _options(thing: Any) -> Any:
     return _seen(thing.__defaults__), _seen(thing.__kwdefaults__)
 
 
-def _differences(names: Sequence[str], before: Sequence[Any], now: Sequence[Any]) -> Iterator[str]:
-    return (name for name, old, new in zip(names, before, now, strict=True) if _unequal(old, new))
+def _titles(read: list[_Names]) -> list[str]:
+    return [names.title.format(name) for names in read for name in names.names]
+
+
+def _differences(titles: Iterable[str], before: Iterable[Any], now: Iterable[Any]) -> Iterator[str]:
+    return (title for title, old, new in zip(titles, before, now, strict=True) if _unequal(old, new))
 
 
 def _unequal(old: Any, new: Any) -> bool:
@@ -185,10 +254,3 @@ def _unequal(old: Any, new: Any) -> bool:
         return bool(old != new)
     except (RuntimeError, ValueError):  # a tensor or an array where a number was
         return True
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None

@@ -8,6 +8,8 @@ import torch
 import ppl_vae as pv
 from ppl_vae.programs import Programs
 
+SCALE = 1.0  # read by programs as an attribute of a module of code
+
 
 def step_on(model, guide, x, objective=pv.objectives.elbo, particles=2, compile=False, **options):  # noqa: A002
     """Return a step with an optimizer over all parameters that the objective may train."""

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pairs
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+import ppl_vae as pv
 from ppl_vae.parallel import SharedNoise, Workers
 
 ROOT = Path(__file__).parents[1]
@@ -170,3 +173,69 @@ def test_noise_is_that_of_one_process(rank):
 def test_draws_by_rejection_are_refused():
     with SharedNoise(Workers(0, SIZE), K, ROWS), pytest.raises(NotImplementedError, match="_standard_gamma draws by"):
         dist.Gamma(torch.ones(K, ROWS), 1.0).rsample()
+
+
+def test_noise_goes_by_the_name_of_the_rows_in_a_graph():
+    """There the data may be on any axis, and other sizes may be the same number."""
+
+    def noise(x, time_first):
+        return nn.functional.dropout(x, 0.4), nn.functional.dropout(time_first, 0.4), torch.rand(ROWS, K)
+
+    def shared(x, time_first):
+        with SharedNoise(Workers(1, SIZE), K, x.shape[0]):
+            return noise(x, time_first)
+
+    x, time_first = torch.rand(2 * ROWS, 3), torch.rand(5, 2 * ROWS, 3)
+    torch.manual_seed(1)
+    whole = noise(x, time_first)
+    graph = make_fx(shared, tracing_mode="symbolic")(x[:7], time_first[:, :7])
+    torch.manual_seed(1)
+    own = graph(x[ROWS:], time_first[:, ROWS:])
+    for found, expected in zip(own, (whole[0][ROWS:], whole[1][:, ROWS:], whole[2]), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(NotImplementedError, match=r"noise of shape \(5\*s\d+, s\d+\) has the data merged"):
+        make_fx(lambda x: shared(x, x.repeat(5, 1)), tracing_mode="symbolic")(x)
+
+
+@pytest.mark.parametrize("shape", [(5, ROWS, 3), (ROWS * 5, 3), (ROWS, ROWS)], ids=str)
+def test_noise_is_not_shared_out_by_sizes_that_may_be_others(shape):
+    with SharedNoise(Workers(0, SIZE), K, ROWS), pytest.raises(ValueError, match="leaves open where the 4 data"):
+        torch.rand(shape)
+
+
+@pytest.mark.parametrize("shape", [(K, 1, 5), (7, 5), (), (K, 5)], ids=str)
+def test_noise_of_no_datum_is_everybodys(shape):
+    torch.manual_seed(0)
+    whole = torch.rand(shape)
+    torch.manual_seed(0)
+    with SharedNoise(Workers(1, SIZE), K, ROWS):
+        assert torch.equal(torch.rand(shape), whole)
+
+
+def test_processes_that_have_not_joined_are_told_how(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for work in (pv.fit, pv.evaluate):
+        with pytest.raises(RuntimeError, match=r"2 processes were launched .*ppl_vae.parallel.launched\(\)"):
+            work(*pairs.digits_vae(), torch.ones(10, 64))
+
+
+EVALUATES = """
+import os, torch
+import ppl_vae as pv
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import launched
+
+with launched():
+    torch.manual_seed(int(os.environ["RANK"]))
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    pv.evaluate(VAE(**sizes), Normal(**sizes), torch.ones(40, 6), particles=10)
+"""
+
+
+def test_different_programs_are_not_evaluated_as_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(EVALUATES)
+    done = torchrun(str(script))
+    assert done.returncode != 0
+    assert "is not the same in all processes; evaluate one state" in done.stderr

@@ -1,9 +1,11 @@
 """Nothing that a graph has frozen changes unseen."""
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
+import capturing
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -12,11 +14,30 @@ import torch
 from capturing import assert_steps_agree
 from pyro import poutine
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import ppl_vae as pv
 
-GLOBAL = 1.0
+GLOBAL = GLOBALLY = 1.0
+ACTIVATION = torch.tanh
 SETTINGS = {"scale": 1.0}
+
+
+@dataclass(slots=True)
+class Slotted:
+    beta: float = 1.0
+
+
+class Namespace:
+    beta = 1.0
+
+    @staticmethod
+    def scaled(x):
+        return x
+
+
+def made_with(options):
+    return lambda x: options["scale"] * x
 
 
 def helper(x):
@@ -38,13 +59,22 @@ class Model(nn.Module):
         self.number, self.array, self.nothing = 1.0, np.float64(1.0), None
         self.inside, self.listed = {"a": {"b": 1.0}}, [1.0, (2.0,)]
         self.settings = SimpleNamespace(beta=1.0)
+        self.few, self.slotted = np.ones(2), Slotted()
+        self.options = {"scale": 1.0}
+        self.closed = made_with(self.options)
+        self.hidden = SimpleNamespace(a=SimpleNamespace(b=SimpleNamespace(c=SimpleNamespace(d=SimpleNamespace(e=1.0)))))
         self.prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
         self.function = helper
 
     def scaled(self, z):
         scale = self.number * self.array * self.inside["a"]["b"] * self.listed[0] * self.settings.beta
         scale = scale * self.of_class * getattr(self, "later", 1.0) * SETTINGS["scale"]
+        scale = scale * self.few[0] * self.slotted.beta * self.hidden.a.b.c.d.e * Namespace.beta * capturing.SCALE
+        z = ACTIVATION(Namespace.scaled(self.closed(self.property_of(z))))
         return self.function(z) * float(scale) * (1.0 if self.nothing is None else self.nothing)
+
+    def property_of(self, z):
+        return sum(GLOBALLY * part for part in [z])
 
     def forward(self, x):
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -80,8 +110,8 @@ def set_in(container, key, value):
     container[key] = value
 
 
-def change_global(model, value=3.0):
-    globals()["GLOBAL"] = value
+def change_global(model, value=3.0, name="GLOBAL"):
+    globals()[name] = value
 
 
 CHANGES = {
@@ -96,6 +126,16 @@ CHANGES = {
     "a function": lambda m: setattr(m, "function", other_helper),
     "a class": lambda m: setattr(Model, "of_class", 3.0),
     "a global of a helper": change_global,
+    "a small array": lambda m: set_in(m.few, 0, 3.0),
+    "an object of slots": lambda m: setattr(m.slotted, "beta", 3.0),
+    "what a function in an attribute closes over": lambda m: set_in(m.options, "scale", 3.0),
+    "deep inside": lambda m: setattr(m.hidden.a.b.c.d, "e", 3.0),
+    "a class that is a namespace": lambda m: setattr(Namespace, "beta", 3.0),
+    "a function of a class": lambda m: setattr(Namespace, "scaled", staticmethod(other_helper)),
+    "a method of the class": lambda m: setattr(Model, "property_of", lambda self, z: 3.0 * z),
+    "another module of code": lambda m: setattr(capturing, "SCALE", 3.0),
+    "a function of a library under a global name": lambda m: change_global(m, torch.relu, "ACTIVATION"),
+    "a global in a generator": lambda m: change_global(m, 3.0, "GLOBALLY"),
     "a dict of the module": lambda m: set_in(SETTINGS, "scale", 3.0),
     "a hook": lambda m: m.net.register_forward_hook(lambda net, given, found: 3.0 * found),
     "a method put in place": lambda m: setattr(m, "scaled", lambda z: 3.0 * z),
@@ -104,9 +144,12 @@ CHANGES = {
 
 @pytest.fixture
 def restored():
+    method = Model.property_of
     yield
-    Model.of_class, SETTINGS["scale"] = 1.0, 1.0
-    change_global(None, 1.0)
+    Model.of_class, SETTINGS["scale"], Namespace.beta, capturing.SCALE = 1.0, 1.0, 1.0, 1.0
+    Model.property_of, Namespace.scaled = method, staticmethod(lambda x: x)
+    for name, value in {"GLOBAL": 1.0, "GLOBALLY": 1.0, "ACTIVATION": torch.tanh}.items():
+        change_global(None, value, name)
 
 
 def steps_of(make):
@@ -251,3 +294,99 @@ def test_steps_with_graphs_can_be_copied(chunk, uncompiled):
     twin = copy.deepcopy(captured)
     assert twin.ascent.count == 0
     assert_bounds_agree(captured, twin)
+
+
+class Keeps(Model):
+    """Keeps draws, as people do to look at them."""
+
+    def __init__(self):
+        super().__init__()
+        self.log, self.mean = {}, dist.Normal(torch.zeros(2), 1.0)
+        self.wide = dist.MultivariateNormal(torch.zeros(2), precision_matrix=torch.eye(2))
+
+    def scaled(self, z):
+        self.last, self.log["mean"] = z.detach(), z.detach().mean()
+        self.rows = z.shape[0]
+        return super().scaled(z) + self.wide.covariance_matrix.sum()  # which is kept where it is first computed
+
+
+def test_nothing_of_a_capture_stays_in_the_programs(uncompiled):
+    eager, captured = steps_of(lambda: (Keeps(), Guide()))
+    assert_bounds_agree(eager, captured)
+    assert captured.ascent.count == 1
+    kept = [captured.model.last, captured.model.log["mean"], captured.model.wide.covariance_matrix]
+    assert not any(isinstance(tensor, FakeTensor) for tensor in kept)
+    assert isinstance(captured.model.rows, int)
+    copy.deepcopy(captured.model)
+    assert_steps_agree(eager, captured, [X[:2]])
+    captured.model(X)  # keeps another draw
+    assert_bounds_agree(eager, captured)
+    assert captured.ascent.count == 1  # and nothing is read of it
+
+
+class Counts(Model):
+    runs = 0
+
+    def scaled(self, z):
+        self.runs = self.runs + 1
+        return super().scaled(z) + 0 * self.runs
+
+
+class Averages(Model):
+    average = torch.zeros(3)
+
+    def scaled(self, z):
+        self.average = 0.9 * self.average + z.detach().reshape(-1, 3).mean(0)
+        return super().scaled(z) + 0 * self.average
+
+
+class Lists(Model):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def scaled(self, z):
+        self.sizes.append(1.0)
+        return super().scaled(z) + 0 * len(self.sizes)
+
+
+class Reads(Model):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.tensor(1.0)
+
+    def scaled(self, z):
+        return super().scaled(z) * self.scale.item()
+
+
+def hooked():
+    model = Model()
+    model.net.weight.register_hook(torch.zeros_like)
+    return model
+
+
+STATE_OF_PYTHON = {
+    "a count": (Counts, "runs of Counts changes in every run"),
+    "an average": (Averages, r"a tensor of shape \(3,\) is read and then another one put in its place"),
+    "a list": (Lists, "sizes of Lists changes in every run"),
+    "a number in a tensor": (Reads, "off a tensor that is no buffer"),
+    "a hook on a gradient": (hooked, "model.net.weight has a hook on its gradient"),
+}
+
+
+@pytest.mark.parametrize("case", STATE_OF_PYTHON)
+def test_state_that_no_graph_holds_keeps_a_step_eager(case, uncompiled):
+    make, reason = STATE_OF_PYTHON[case]
+    eager, captured = steps_of(lambda: (make(), Guide()))
+    with pytest.warns(UserWarning, match=reason):
+        assert_steps_agree(eager, captured, [X, X, X])
+    assert captured.ascent.count == 0
+
+
+def test_what_is_known_by_identity_is_not_mistaken_for_another(uncompiled):
+    """Python gives the identity of what has been freed to something new."""
+    eager, captured = steps_of(lambda: (Model(), Guide()))
+    for value in range(30):
+        for step in (eager, captured):
+            step.model.function = partial(torch.mul, torch.full((3,), 1.0 + value))
+        assert_bounds_agree(eager, captured)
