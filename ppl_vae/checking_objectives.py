@@ -1,6 +1,5 @@
 """Hold an objective to what it promises, on one batch, before it trains anything."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,15 @@ from ppl_vae.estimation import weigh_for
 from ppl_vae.objectives.vocabulary import Objective, facts
 from ppl_vae.particles import Particles, Path
 from ppl_vae.programs import Program, forked_random_state
+from ppl_vae.remarks import remark
 from ppl_vae.weighing import weigh
 
 __all__ = ["check_objective"]
 
 
-def check_objective(objective: Any, model: Program, guide: Program, batch: Batch, particles: int) -> None:
+def check_objective(
+    objective: Any, model: Program, guide: Program, batch: Batch, particles: int, chunks: int = 1
+) -> None:
     """Raise if an objective gives anything but one number per datum, or a gradient that must be wrong.
 
     Args:
@@ -26,7 +28,8 @@ def check_objective(objective: Any, model: Program, guide: Program, batch: Batch
         model: Pyro program.
         guide: Pyro program with the same arguments.
         batch: tensors.
-        particles: K.
+        particles: K, or of one chunk.
+        chunks: of which there are so many.
 
     Raises:
         ValueError: the message says what is wrong, and the repair.
@@ -41,7 +44,7 @@ def check_objective(objective: Any, model: Program, guide: Program, batch: Batch
     check_shape(objective(record), rows, "objective")
     check_scores(objective, record)
     check_enumerated(objective, record)
-    warn_of_few(objective, record)
+    warn_of_few(objective, record, chunks)
     if facts(objective).path is Path.STOPPED:
         check_scored_again(objective, model, guide, batch, particles)
 
@@ -49,23 +52,21 @@ def check_objective(objective: Any, model: Program, guide: Program, batch: Batch
 def warn_without_discrete(objective: Any, model: Program, guide: Program, batch: Batch) -> None:
     """An estimator for discrete sites has some."""
     if facts(objective).discrete and not weigh(model, guide, batch, linear=True).score:
-        warnings.warn(
+        remark(
             f"objective: {facts(objective).name} changes the gradients of discrete sites alone, and the guide draws "
-            "none, so that it trains as its bound does",
-            stacklevel=2,
+            "none, so that it trains as its bound does"
         )
 
 
-def warn_of_few(objective: Objective, record: Particles) -> None:
+def warn_of_few(objective: Objective, record: Particles, chunks: int) -> None:
     """An upper bound has particles enough to be near what it estimates."""
     log_w = record.log_per_draw(record.log_w.detach())
-    size = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().mean()
+    size = chunks * (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().mean()
     if facts(objective).upper and size < 10:
-        warnings.warn(
-            f"objective: {facts(objective).name} is an upper bound as K grows, and with {len(record)} particles "
-            f"(effective sample size {float(size):.1f}) making its estimate small may drive the guide away from the "
-            "posterior; take more particles, and watch the ELBO beside it",
-            stacklevel=2,
+        remark(
+            f"objective: {facts(objective).name} is an upper bound as K grows, and with {chunks * len(record)} "
+            f"particles (effective sample size {float(size):.1f}) making its estimate small may drive the guide away "
+            "from the posterior; take more particles, and watch the ELBO beside it"
         )
 
 

@@ -97,10 +97,11 @@ def fit(
     folder = out or free_folder(Path("runs"), f"{Path(model).name.replace(':', '-')}-{data}-{objective}")
     try:
         trained = job.train(folder)
+        evaluation = job.evaluate(eval_particles, seed)
     except KeyboardInterrupt:
-        say(f"Stopped. The best parameters so far, if an epoch ended, are in {folder}")
+        if leads():
+            say(f"Stopped. The best parameters so far, if an epoch ended, are in {folder}")
         raise typer.Exit(130) from None
-    evaluation = job.evaluate(eval_particles, seed)
     if not leads():
         return
     runs.write_json(folder / runs.EVALUATION, evaluation.to_dict())

@@ -14,6 +14,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from ppl_vae.batches import Batch
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs
+from ppl_vae.remarks import remark
 from ppl_vae.replaying import Replayed, record
 from ppl_vae.rewriting import rewrite
 from ppl_vae.watching import Watch
@@ -201,10 +202,9 @@ class Compiled:
         """Say so when graphs exist and none fits any more."""
         self._misses += 1
         if self.graphs and self._misses == MISSES_BEFORE_A_WORD:
-            warnings.warn(
+            remark(
                 f"compile: {MISSES_BEFORE_A_WORD} batches in a row ran eagerly, since what the graphs hold fixed has "
-                f"changed: {self._what_changed(key)}",
-                stacklevel=4,
+                f"changed: {self._what_changed(key)}"
             )
 
     def _what_changed(self, key: Any) -> str:
@@ -225,10 +225,7 @@ class Compiled:
         """Tell once why something runs eagerly that might be compiled."""
         if reason not in self.programs.said:
             self.programs.said.add(reason)
-            warnings.warn(
-                f"compile: it runs eagerly, since {reason}. Pass compile=False to have it so without a word",
-                stacklevel=6,
-            )
+            remark(f"compile: it runs eagerly, since {reason}. Pass compile=False to have it so without a word")
 
 
 def _same(key: Any, other: Any) -> bool:
@@ -266,10 +263,9 @@ def lower(graph: "Graph") -> None:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        warnings.warn(
+        remark(
             f"compile: graphs run uncompiled, at less speed, since the compiler failed: {type(error).__name__}: "
-            f"{first[:300]}. On a CPU it needs a C++ compiler such as g++",
-            stacklevel=6,
+            f"{first[:300]}. On a CPU it needs a C++ compiler such as g++"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
 
 

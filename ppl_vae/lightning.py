@@ -31,7 +31,7 @@ __all__ = ["LightningSVI"]
 class LightningSVI(lightning.LightningModule):
     """Stochastic variational inference for Lightning's ``Trainer``, with its loggers and strategies.
 
-    It logs ``train_bound`` and ``valid_bound``, nats per datum (larger is better, so that a
+    It logs ``train_bound``, ``valid_bound`` and ``test_bound``, nats per datum (larger is better, so that a
     ``ModelCheckpoint`` takes ``mode="max"``), and penalties by name. Batches are tensors, or tuples of
     tensors that the programs take in this order. Steps run eagerly; Lightning clips, accumulates,
     chooses precision and averages gradients over devices as the Trainer is told.
@@ -101,11 +101,20 @@ class LightningSVI(lightning.LightningModule):
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Log the bound on held-out data."""
+        self._log_bound("valid_bound", as_batch(batch))
+
+    def test_step(self, batch: Any, index: int) -> None:
+        """Log the bound on test data."""
+        self._log_bound("test_bound", as_batch(batch))
+
+    def _log_bound(self, name: str, batch: Batch) -> None:
         model, guide, objective, _ = self.parts
-        batch = as_batch(batch)
+        # The check takes gradients, which Lightning does not allow outside training.
+        with torch.inference_mode(False), torch.enable_grad():
+            self._check_once(batch)
         with pyro.validation_enabled(False):
             bound, _ = estimate(getattr(objective, "bound", None) or objective, model, guide, batch, self.particles)
-        self.log("valid_bound", bound.mean(), batch_size=len(batch[0]), prog_bar=True)
+        self.log(name, bound.mean(), batch_size=len(batch[0]), prog_bar=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update, and tell the objective, whose schedules follow updates."""

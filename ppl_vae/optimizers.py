@@ -12,6 +12,9 @@ from ppl_vae.programs import Programs
 __all__ = ["FusedAdam", "adam", "laid_out", "made", "to_train"]
 
 
+NO_STATE: dict[str, Any] = {}
+
+
 class FusedAdam(torch.optim.Adam):
     """torch's fused Adam, whose lists of tensors are made once and not in every step.
 
@@ -42,7 +45,7 @@ class FusedAdam(torch.optim.Adam):
             raise ValueError("amsgrad: not part of this form of Adam; use torch.optim.Adam")
         # A gradient scaler then divides the gradients itself.
         self._step_supports_amp_scaling = False
-        self._lists: dict[int, list[tuple[list[Tensor], ...]]] = {}
+        self._lists: dict[int, tuple[list[int], list[tuple[list[Tensor], ...]]]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -53,12 +56,18 @@ class FusedAdam(torch.optim.Adam):
                 loss = closure()
         for i, group in enumerate(self.param_groups):
             complete = all(p.grad is not None for p in group["params"])
-            if not complete or i not in self._lists or not self.state:
-                self._lists[i] = self._gathered(group)
-            self._update(group, self._lists[i])
+            if not complete or self._lists.get(i, (None,))[0] != self._known(group):
+                lists = self._gathered(group)
+                self._lists[i] = (self._known(group), lists)
+            self._update(group, self._lists[i][1])
             if not complete:
                 del self._lists[i]
         return loss
+
+    def _known(self, group: dict[str, Any]) -> list[int]:
+        """Return which tensors the lists of a group are made of, by identity; the lists keep them from being freed."""
+        of_state = [id(self.state.get(p, NO_STATE).get("exp_avg")) for p in group["params"]]
+        return [*map(id, group["params"]), *of_state]
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Take up a state of this or of torch's Adam."""

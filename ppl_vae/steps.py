@@ -59,7 +59,8 @@ def svi_step(
             runs eagerly, with a warning that says why. See `ppl_vae.compiling`. (Programs that keep a value
             for later, in an attribute that is no buffer, keep it in eager steps alone.)
         chunk: particles at a time, a divisor of K, for bounds on many particles: memory then grows with
-            the chunk, and a step takes about one and a half times as long. The gradient is the same.
+            the chunk, and a step takes about one and a half times as long. The gradient is the same
+            for the same noise, which a seed draws in another order than without chunks.
         accumulate: batches for one update; their gradients are averaged over all their data.
         clip_norm: the largest norm of all gradients together; longer ones are shortened to it.
         precision: ``torch.bfloat16`` for mixed precision (``torch.autocast``): matrix products in it,

@@ -153,7 +153,8 @@ class SVIStep:
         check_optimizer(self.optimizer, self.programs, self.objective)
         with undisturbed(self.programs):
             enough = max(self._at_once, facts(self.objective).min_particles)
-            check_objective(self.objective, self.model, self.guide, batch, enough)
+            chunks = max(self.particles // enough, 1)
+            check_objective(self.objective, self.model, self.guide, batch, enough, chunks)
         self._checked = True
 
     def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -207,6 +208,8 @@ class SVIStep:
         held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         if [*map(id, held)] == self._held:
             return
+        if not held:
+            raise ValueError("optimizer: none of its parameters requires a gradient any more; thaw some, or stop")
         names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
         self._held = [*map(id, held)]
         self._moved = {names[id(p)]: p for p in held if id(p) in names}

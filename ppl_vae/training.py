@@ -110,7 +110,7 @@ def fit(
         progress: whether to show a bar; by default where a terminal or notebook shows it.
         config: what ``config.toml`` records; by default the settings of this call.
         chunk: see `svi_step`, as for the next three.
-        accumulate: batches for one update, across the end of an epoch too.
+        accumulate: batches for one update, across the end of an epoch too; what is left at the end makes none.
         clip_norm: the largest norm of the gradient.
         precision: ``torch.bfloat16`` for mixed precision.
 
@@ -147,6 +147,11 @@ def fit(
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         elif (chunk, accumulate, clip_norm, precision, compile) != (None, 1, None, None, "auto"):
             raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision and compile")
+        if isinstance(step, SVIStep) and train.batches and epochs * train.batches < step.update.accumulate:
+            raise ValueError(
+                f"accumulate: {epochs * train.batches} batches in {epochs} epochs are too few for one update of "
+                f"{step.update.accumulate}"
+            )
         together = workers()
         if together and train.batch_size % together.size:
             raise ValueError(

@@ -42,7 +42,7 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer, accumulate: int = 1, clip_norm: float | None = None):
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate: expected a whole number of at least 1, found {accumulate!r}")
-        if clip_norm is not None and not 0 < clip_norm < inf:
+        if clip_norm is not None and not (isinstance(clip_norm, int | float) and 0 < clip_norm < inf):
             raise ValueError(f"clip_norm: expected a positive number or None, found {clip_norm!r}")
         self.optimizer, self.accumulate, self.clip_norm = optimizer, accumulate, clip_norm
         self.batches = self.rows = 0

@@ -14,13 +14,28 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae import compiling, nets
 from ppl_vae.capture import CannotCapture, capture
-from ppl_vae.compiling import MOST_GRAPHS, Compiled
+from ppl_vae.compiling import MOST_GRAPHS, Compiled, lower
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs
 
 D = 6
 SIZES = {"x_dim": D, "z_dim": 2, "hidden": (8,)}
+
+
+def test_a_stop_is_not_mistaken_for_a_failure(monkeypatch):
+    """The launcher's signal may come at any time, while a graph is made too."""
+
+    def stopped(*args, **kwargs):
+        raise LostWorker("stopped")
+
+    net, x = nn.Linear(2, 1), (torch.ones(3, 2),)
+    with pytest.raises(LostWorker):
+        capture(lambda tensors, batch: stopped(), Programs(net, net), x)
+    monkeypatch.setattr("torch._inductor.compile", stopped)
+    with pytest.raises(LostWorker):
+        lower(capture(lambda tensors, batch: net(batch[0]), Programs(net, net), x))
 
 
 def bits(n=8):

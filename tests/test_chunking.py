@@ -1,5 +1,7 @@
 """Gradients in two passes over chunks of particles are those of one pass over all of them."""
 
+import warnings
+
 import every
 import pairs
 import pytest
@@ -109,6 +111,15 @@ def test_memory_does_not_grow_with_the_particles():
     # A chunk of hidden units at first; at last, the densities alone have one number for each particle.
     assert sizes[0] == 10 * 5 * 8
     assert sizes[1] <= 200 * 5
+
+
+def test_particles_are_counted_over_all_chunks():
+    pair = pairs.make("linear_gaussian", "exact")  # all weights are one: the effective sample size is K
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step_on(pair.model, pair.guide, pair.data(), pv.objectives.cubo, 40, chunk=2).prepare(pair.data())
+    with pytest.warns(UserWarning, match="with 6 particles"):
+        step_on(pair.model, pair.guide, pair.data(), pv.objectives.cubo, 6, chunk=2).prepare(pair.data())
 
 
 REFUSED = {

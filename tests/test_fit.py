@@ -243,6 +243,10 @@ WRONG = {
         {"model": None, "guide": None, "step": Scripted([]), "clip_norm": 1.0},
         "its own chunk, accumulate",
     ),
+    "too few batches for an update": (
+        {"epochs": 2, "batch_size": 1000, "accumulate": 500},
+        r"accumulate: \d+ batches in 2 epochs are too few for one update of 500",
+    ),
     "an optimizer by name": ({"optimizer": "adam"}, "optimizer: expected a torch optimizer, or a function"),
     "an optimizer of something else": (
         {"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)},

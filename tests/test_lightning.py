@@ -78,6 +78,8 @@ def test_validation_and_checkpoints(tmp_path):
     run = trainer(max_epochs=2)
     run.fit(svi, loader(bits(20), 5), loader(bits(10), 5))
     assert run.callback_metrics["valid_bound"] < 0
+    run.test(svi, loader(bits(10), 5), verbose=False)
+    assert run.callback_metrics["test_bound"] < 0
     run.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     fresh = LightningSVI(*small(), pv.objectives.iwae, particles=2)
     fresh.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
@@ -99,9 +101,9 @@ def test_parameters_that_no_module_holds_are_refused():
 
 
 def test_misfits_are_named():
-    with pytest.raises(pv.ContractError, match="site 'z'"):
-        trainer(max_steps=1).fit(
-            LightningSVI(small()[0], small("sigmoid_belief_network", "bernoulli")[1]), loader(bits(8), 8)
-        )
+    for loaders in ([loader(bits(8), 8)], [loader(bits(8), 8)] * 2):  # before a first look at held-out data, too
+        svi = LightningSVI(small()[0], small("sigmoid_belief_network", "bernoulli")[1])
+        with pytest.raises(pv.ContractError, match="site 'z'"):
+            trainer(max_steps=1).fit(svi, *loaders)
     with pytest.raises(TypeError, match=r"neither holds an nn\.Module"):
         LightningSVI(lambda x: None, lambda x: None)

@@ -86,6 +86,22 @@ def test_parameters_that_join_later(twins):
     train(twins, [2, 3])
 
 
+def test_parameters_that_take_others_places(twins):
+    train(twins, range(2))
+    for ps, optimizer in twins:
+        ps[0] = optimizer.param_groups[0]["params"][0] = nn.Parameter(ps[0].detach() + 1)
+        ps.append(nn.Parameter(torch.ones(2)))
+        optimizer.param_groups[0]["params"].append(ps[-1])
+    train(twins, range(2, 4))
+
+
+def test_moments_that_are_cleared_for_one_parameter(twins):
+    train(twins, range(2))
+    for ps, optimizer in twins:
+        optimizer.state[ps[1]] = {}
+    train(twins, range(2, 4))
+
+
 def test_a_closure_is_called_with_gradients():
     weight = nn.Parameter(torch.ones(2))
     optimizer = FusedAdam([weight])

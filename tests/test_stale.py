@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import capturing
@@ -378,11 +379,13 @@ STATE_OF_PYTHON = {
 def test_state_that_no_graph_holds_keeps_a_step_eager(case, uncompiled):
     make, reason = STATE_OF_PYTHON[case]
     eager, captured = steps_of(lambda: (make(), Guide()))
-    with pytest.warns(UserWarning, match=reason):
+    with pytest.warns(UserWarning, match=reason) as caught:
         assert_steps_agree(eager, captured, [X, X, X])
     assert captured.ascent.count == 0
+    assert {Path(warning.filename).name for warning in caught} == {"capturing.py"}  # where the step was called
 
 
+@pytest.mark.filterwarnings("ignore:compile. 20 batches in a row")
 def test_what_is_known_by_identity_is_not_mistaken_for_another(uncompiled):
     """Python gives the identity of what has been freed to something new."""
     eager, captured = steps_of(lambda: (Model(), Guide()))

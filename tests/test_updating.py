@@ -110,6 +110,7 @@ def test_mixed_precision_trains():
 REFUSED = {
     "accumulate": ({"accumulate": 0}, "accumulate: expected a whole number of at least 1, found 0"),
     "clip_norm": ({"clip_norm": -1.0}, "clip_norm: expected a positive number or None, found -1.0"),
+    "clip_norm by name": ({"clip_norm": "1"}, "clip_norm: expected a positive number or None, found '1'"),
     "precision": ({"precision": torch.float16}, "precision: expected torch.bfloat16 or None, found torch.float16"),
     "Pyro's": ({"objective": pv.pyro_step.RenyiELBO(), "clip_norm": 1.0}, "clip_norm: steps on Pyro's objectives"),
 }
@@ -162,6 +163,17 @@ def test_what_is_frozen_stays(options):
     for _ in range(4):
         step(x)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_nothing_left_to_train_is_told(chunk):
+    pair = pairs.make("vae", "normal")
+    step = step_on(pair.model, pair.guide, pair.data(), pv.objectives.iwae, 4, chunk=chunk)
+    step(pair.data())
+    for parameter in pair.parameters().values():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="optimizer: none of its parameters requires a gradient any more"):
+        step(pair.data())
 
 
 def test_an_optimizer_that_asks_several_times_is_refused():
