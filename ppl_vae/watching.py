@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,19 @@ DEPTH = 8
 
 class Written(RuntimeError):
     """Programs change what they read, which a graph does not do."""
+
+
+class State(NamedTuple):
+    """What a `Watch` saw: plain values, identities, containers, closures, options, parts of modules, sizes, tensors."""
+
+    plain: tuple[Any, ...]
+    same: tuple[Any, ...]
+    deep: tuple[Any, ...]
+    cells: tuple[Any, ...]
+    options: tuple[Any, ...]
+    held: tuple[int, ...]
+    sizes: tuple[int, ...]
+    tensors: tuple[Any, ...]
 
 
 class Watch:
@@ -71,13 +84,13 @@ class Watch:
         self._globals = [(space, names) for space, names, title in survey.spaces if title == "global"]
         self._tensors = [t for held in self._held for t in held.values() if isinstance(t, Tensor)]
 
-    def now(self) -> tuple[Any, ...]:
+    def now(self) -> State:
         """Return what there is now, to be compared; some microseconds for a module.
 
         Raises:
             KeyError: something that was watched is no longer there.
         """
-        return (
+        return State(
             tuple([names.values() for names in self._read]),
             tuple([tuple(map(id, names.values())) for names in self._same]),
             tuple([_seen(space[name]) for _, space, name in self._deep]),
@@ -88,16 +101,19 @@ class Watch:
             tuple([(t.requires_grad, t.dtype, t.device, t.stride(), bool(t._backward_hooks)) for t in self._tensors]),
         )
 
-    def changed(self, before: tuple[Any, ...]) -> list[str]:
+    def changed(self, before: State) -> list[str]:
         """Say what differs from an earlier state."""
         now = self.now()
-        found = [*_differences(_titles(self._read), chain(*before[0]), chain(*now[0]))]
-        found += _differences(_titles(self._same), chain(*before[1]), chain(*now[1]))
-        found += _differences([title for title, _, _ in self._deep], before[2], now[2])
-        found += _differences([title for title, _ in self._cells], before[3], now[3])
-        found += ["an option bound to a function"] * (before[4] != now[4])
-        found += ["a module, tensor or hook that took another's place"] * (before[5:7] != now[5:7])
-        found += ["requires_grad, type, device, strides or gradient hooks of a tensor"] * (before[7] != now[7])
+        found = [*_differences(_titles(self._read), chain(*before.plain), chain(*now.plain))]
+        found += _differences(_titles(self._same), chain(*before.same), chain(*now.same))
+        found += _differences([title for title, *_ in self._deep], before.deep, now.deep)
+        found += _differences([title for title, _ in self._cells], before.cells, now.cells)
+        found += ["an option bound to a function"] * (before.options != now.options)
+        found += ["a module, tensor or hook that took another's place"] * (before.held != now.held)
+        found += ["an attribute that came or went"] * (before.sizes != now.sizes)
+        found += ["requires_grad, type, device, strides or gradient hooks of a tensor"] * (
+            before.tensors != now.tensors
+        )
         return [*dict.fromkeys(found)]
 
     @contextmanager
@@ -113,37 +129,35 @@ class Watch:
         before, kept, replaced = self.now(), _Kept(self._met.values(), self._globals, self._cells), []
         try:
             yield replaced
-            replaced += [self._met[known] for known in self._overlooked(before, self.now()) if known in self._met]
+            after = self.now()
+            self._refuse_numbers(before, after)
+            replaced += [self._met[known] for known in _replaced(before, after) if known in self._met]
+            self._overlook(before, after)
         finally:
             kept.restore()
 
-    def _overlooked(self, before: tuple[Any, ...], after: tuple[Any, ...]) -> list[int]:
-        """Drop what was written from what is watched; return the identities of what was there."""
+    def _refuse_numbers(self, before: State, after: State) -> None:
         # A number of rows that stays open is no number: to compare it would settle it.
-        open_ = [[isinstance(value, torch.SymInt) for value in values] for values in after[0]]
         now = [
-            old if o else new for o, old, new in zip(chain(*open_), chain(*before[0]), chain(*after[0]), strict=True)
+            old if _is_open(new) else new for old, new in zip(chain(*before.plain), chain(*after.plain), strict=True)
         ]
-        numbers = [*_differences(_titles(self._read), chain(*before[0]), now)]
-        numbers += _differences([t for t, *_ in self._deep], *(map(_plain_parts, when[2]) for when in (before, after)))
-        numbers += _differences([t for t, _ in self._cells], *(map(_plain_parts, when[3]) for when in (before, after)))
-        if numbers:
+        found = [*_differences(_titles(self._read), chain(*before.plain), now)]
+        for titled, old, new in ((self._deep, before.deep, after.deep), (self._cells, before.cells, after.cells)):
+            found += _differences([title for title, *_ in titled], map(_plain_parts, old), map(_plain_parts, new))
+        if found:
             raise Written(
-                f"{', '.join(numbers[:3])} changes in every run, which a graph would not do; keep such a number in a "
+                f"{', '.join(found[:3])} changes in every run, which a graph would not do; keep such a number in a "
                 "buffer, a tensor without axes"
             )
-        for names, drop in zip(self._read, open_, strict=True):
-            names.keep([not d for d in drop])
-        for names, old, new in zip(self._same, before[1], after[1], strict=True):
+
+    def _overlook(self, before: State, after: State) -> None:
+        for names, new in zip(self._read, after.plain, strict=True):
+            names.keep([not _is_open(value) for value in new])
+        for names, old, new in zip(self._same, before.same, after.same, strict=True):
             names.keep([o == n for o, n in zip(old, new, strict=True)])
-        self._deep, self._cells, self._spaces = (
-            [entry for entry, old, new in zip(entries, before[i], after[i], strict=True) if old == new]
-            for entries, i in ((self._deep, 2), (self._cells, 3), (self._spaces, 6))
-        )
-        pairs = [*zip(chain(*before[1]), chain(*after[1]), strict=True)]
-        same = [old for old, new in pairs if old != new]
-        deep = [old for i in (2, 3) for old, new in zip(before[i], after[i], strict=True) if old != new]
-        return same + [known for old in deep for known in _identities(old)]
+        self._deep = _unchanged(self._deep, before.deep, after.deep)
+        self._cells = _unchanged(self._cells, before.cells, after.cells)
+        self._spaces = _unchanged(self._spaces, before.sizes, after.sizes)
 
     def _add(self, space: Mapping[str, Any], names: list[str], title: str) -> None:
         title = "global {}" if title == "global" else f"{{}} of {title}"
@@ -227,6 +241,21 @@ def _plain_parts(seen: Any) -> list[Any]:
     if not isinstance(seen, tuple):
         return [seen]
     return [] if len(seen) == 1 and isinstance(seen[0], int) else [*chain.from_iterable(map(_plain_parts, seen))]
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, torch.SymInt)
+
+
+def _unchanged(entries: list[Any], before: Iterable[Any], after: Iterable[Any]) -> list[Any]:
+    return [entry for entry, old, new in zip(entries, before, after, strict=True) if old == new]
+
+
+def _replaced(before: State, after: State) -> list[int]:
+    """Return the identities of what was where something else is now."""
+    found = [old for old, new in zip(chain(*before.same), chain(*after.same), strict=True) if old != new]
+    pairs = zip((*before.deep, *before.cells), (*after.deep, *after.cells), strict=True)
+    return found + [known for old, new in pairs if old != new for known in _identities(old)]
 
 
 def _identities(seen: Any) -> list[int]:
