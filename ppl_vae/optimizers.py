@@ -82,6 +82,11 @@ class FusedAdam(torch.optim.Adam):
         """Return the parameters with gradients and their state as lists, one set for each device and type."""
         alike: dict[Any, list[Tensor]] = {}
         for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                raise ValueError(
+                    f"optimizer: Adam takes no sparse gradients, and a parameter of shape {tuple(parameter.shape)} has "
+                    "one; leave out sparse=True, or pass torch.optim.SparseAdam for it"
+                )
             if parameter.grad is not None:
                 alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
         for parameter in (p for parameters in alike.values() for p in parameters):

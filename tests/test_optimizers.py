@@ -120,6 +120,15 @@ def test_amsgrad_is_refused():
         FusedAdam([nn.Parameter(torch.ones(2))], amsgrad=True)
 
 
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    before, optimizer = embedding.weight.clone(), FusedAdam(embedding.parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match=r"no sparse gradients, and a parameter of shape \(5, 2\) has one"):
+        optimizer.step()
+    assert torch.equal(embedding.weight, before)
+
+
 def test_gradients_of_any_layout():
     (theirs, plain), (ours, fused) = (
         ([nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(4))], make) for make in (torch.optim.Adam, FusedAdam)
