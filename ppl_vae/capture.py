@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_vae.batches import Batch
+from ppl_vae.keeping import Written
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs, forked_random_state
-from ppl_vae.watching import Watch, Written
+from ppl_vae.watching import Watch
 
 __all__ = ["CannotCapture", "Function", "Graph", "capture"]
 

@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.keeping import Generators, Kept, Written
 from ppl_vae.programs import Program
-from ppl_vae.surveying import CONTAINERS, HELD, MANY, PLAIN, Survey, content, spaces_of
+from ppl_vae.surveying import CONTAINERS, HELD, MANY, PLAIN, Survey, content
 
-__all__ = ["Watch", "Written"]
+__all__ = ["Watch"]
 
 # Containers in containers; deeper ones are known by their identity.
 DEPTH = 8
-
-
-class Written(RuntimeError):
-    """Programs change what they read, which a graph does not do."""
 
 
 class State(NamedTuple):
@@ -124,17 +121,20 @@ class Watch:
             a list, which at the end holds what had been in the places that they wrote to.
 
         Raises:
-            Written: they wrote a number, so that the next run would find another one.
+            Written: they wrote a number, so that the next run would find another one, or drew one in Python.
         """
-        before, kept, replaced = self.now(), _Kept(self._met.values(), self._globals, self._cells), []
+        before, kept, replaced = self.now(), Kept(self._met.values(), self._globals, self._cells), []
+        generators = Generators(self._met.values())
         try:
             yield replaced
+            generators.refuse_draws()
             after = self.now()
             self._refuse_numbers(before, after)
             replaced += [self._met[known] for known in _replaced(before, after) if known in self._met]
             self._overlook(before, after)
         finally:
             kept.restore()
+            generators.restore()
 
     def _refuse_numbers(self, before: State, after: State) -> None:
         # A number of rows that stays open is no number: to compare it would settle it.
@@ -188,39 +188,6 @@ class _Names:
         """Drop the other names."""
         if not all(wanted):
             self._take([*dict.fromkeys(name for name, w in zip(self.names, wanted, strict=True) if w)])
-
-
-class _Kept:
-    """What objects and containers held, to be put back."""
-
-    def __init__(self, things: Iterable[Any], named: Iterable[tuple[Any, list[str]]], cells: Iterable[Any]):
-        self._containers, self._spaces = [], []
-        self._named = [(space, {name: space[name] for name in names}) for space, names in named]
-        self._cells = [(cell, cell.cell_contents) for _, cell in cells if content(cell) is not None]
-        for thing in things:
-            if isinstance(thing, list | dict | set):
-                self._containers.append((thing, thing.copy()))
-            elif isinstance(thing, nn.Module) or not isinstance(thing, (type, ModuleType, Tensor, *CONTAINERS)):
-                self._spaces += [(space, dict(space)) for space in spaces_of(thing)]
-
-    def restore(self) -> None:
-        """Put all back in place."""
-        for space, before in self._spaces:
-            for name in [name for name in space if name not in before]:
-                del space[name]
-        for space, before in self._spaces + self._named:
-            for name, value in before.items():
-                if space.get(name, self) is not value:
-                    space[name] = value
-        for cell, before in self._cells:
-            if content(cell) is not before:
-                cell.cell_contents = before
-        for container, before in self._containers:
-            if isinstance(container, list):
-                container[:] = before
-            else:
-                container.clear()
-                container.update(before)
 
 
 def _seen(value: Any, depth: int = DEPTH) -> Any:

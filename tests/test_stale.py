@@ -1,6 +1,7 @@
 """Nothing that a graph has frozen changes unseen."""
 
 import copy
+import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -360,6 +361,25 @@ class Reads(Model):
         return super().scaled(z) * self.scale.item()
 
 
+class Jitters(Model):
+    def scaled(self, z):
+        return super().scaled(z) + 1e-9 * np.random.randn()  # noqa: NPY002 - as people write it
+
+
+class JittersByItself(Model):
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def scaled(self, z):
+        return super().scaled(z) + 1e-9 * self.generator.normal()
+
+
+class Shuffles(Model):
+    def scaled(self, z):
+        return super().scaled(z) + 1e-9 * random.random()
+
+
 def hooked():
     model = Model()
     model.net.weight.register_hook(torch.zeros_like)
@@ -371,6 +391,9 @@ STATE_OF_PYTHON = {
     "an average": (Averages, r"a tensor of shape \(3,\) is read and then another one put in its place"),
     "a list": (Lists, "sizes of Lists changes in every run"),
     "a number in a tensor": (Reads, "off a tensor that is no buffer"),
+    "noise of NumPy": (Jitters, "a random number of Python or NumPy is drawn in every run"),
+    "noise of a generator": (JittersByItself, "a random number of Python or NumPy is drawn in every run"),
+    "noise of Python": (Shuffles, "a random number of Python or NumPy is drawn in every run"),
     "a hook on a gradient": (hooked, "model.net.weight has a hook on its gradient"),
 }
 
