@@ -141,6 +141,14 @@ def test_a_stopped_run_can_be_evaluated(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "evaluate", "run", "--particles", "20") == 0
 
 
+def test_stopping_the_evaluation_says_where_the_run_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("ppl_vae.jobs.Job.evaluate", Mock(side_effect=KeyboardInterrupt))
+    assert run(monkeypatch, "fit", *FAST, "--out", "here") == 130
+    assert "Stopped. The best parameters so far, if an epoch ended, are in here" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert run(monkeypatch, "evaluate", str(tmp_path / "here"), "--particles", "20") == 0
+
+
 def test_the_next_commands_work_as_printed(monkeypatch, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     run(monkeypatch, "fit", "--model", "own.py:Model", *FAST_OWN, "--out", "with space")
@@ -243,6 +251,10 @@ WRONG = {
     "unknown data": (["fit", "--data", "cifar"], "data set: unknown name 'cifar'"),
     "an unknown binarization": (["fit", "--binarize", "no"], "binarize: expected threshold, static, dynamic"),
     "a negative step": (["fit", "--learning-rate", "-1"], "learning_rate: expected a positive number, found -1.0"),
+    "a step that is no number": (
+        ["fit", "--learning-rate", "nan"],
+        "learning_rate: expected a positive number, found nan",
+    ),
     "a file without a name": (
         ["fit", "--model", "own.py"],
         "there are linear_gaussian, sigmoid_belief_network, vae, or own.py:Name",
