@@ -22,6 +22,7 @@ from ppl_vae.batches import Batch
 from ppl_vae.keeping import Written
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.remarks import WITHIN
 from ppl_vae.watching import Watch
 
 __all__ = ["CannotCapture", "Function", "Graph", "capture"]
@@ -150,10 +151,8 @@ def capture(
         # Argument validation reads values.
         with watch.unmoved() as replaced, forked_random_state(), pyro.validation_enabled(False), graph.mode:
             module = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*graph.inputs)
-    except (CannotCapture, LostWorker):
+    except LostWorker:
         raise
-    except Written as error:
-        raise CannotCapture(str(error)) from error
     except Exception as error:
         raise CannotCapture(_reason(error)) from error
     _refuse_strangers(module, replaced)
@@ -244,22 +243,23 @@ class _NoReading(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], FakeTensor):
-            raise CannotCapture(
+            raise Written(
                 "a number is read (.item(), float(), if) off a tensor that is no buffer, and might change unseen; keep "
                 "it as a number of Python"
             )
         return func(*args, **(kwargs or {}))
 
 
-LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, traceback.__file__, __file__))
-
-
 def _reason(error: Exception) -> str:
     """Say where in a person's program the capture failed, and by what."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not f.filename.startswith(LIBRARIES) and not f.filename.startswith("<")]
+    theirs = [f for f in frames if not f.filename.startswith((*WITHIN, "<"))]
+    if isinstance(error, Written) and not theirs:  # found when the run was over
+        return str(error)
     last = theirs[-1] if theirs else frames[-1]
     what = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+    if isinstance(error, Written):
+        what = str(error)
     if "DataDependent" in what or "_local_scalar_dense" in what:
         what = "it asks for the value of a tensor (if, float(), .item(), a mask as index), which differs by the batch"
     return f"{Path(last.filename).name}, line {last.lineno}, {last.line!r}: {what}"

@@ -119,8 +119,10 @@ class Compiled:
                 return graph
         if len(self._runs) > MOST_COUNTED:
             self._runs.clear()
-        self._runs[key, rows] += 1
-        if not self._pays(self._runs[key, rows]):
+        # Until there is a graph, it is unknown which of the changes in Python matter (a draw that is kept does not).
+        kind = (key if self.graphs else key[1:], rows)
+        self._runs[kind] += 1
+        if not self._pays(self._runs[kind]):
             self._notice_miss(key)
             return None
         from ppl_vae.capture import CannotCapture

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.surveying import CONTAINERS, content, spaces_of
 
@@ -15,7 +15,7 @@ __all__ = ["Generators", "Kept", "Written"]
 
 
 class Written(RuntimeError):
-    """Programs change what they read, which a graph does not do."""
+    """Programs write or read in a way that a graph would freeze."""
 
 
 class Kept:
@@ -24,11 +24,11 @@ class Kept:
     def __init__(self, things: Iterable[Any], named: Iterable[tuple[Any, list[str]]], cells: Iterable[Any]):
         self._containers, self._spaces = [], []
         self._named = [(space, {name: space[name] for name in names}) for space, names in named]
-        self._cells = [(cell, cell.cell_contents) for _, cell in cells if content(cell) is not None]
+        self._cells = [(cell, content(cell)) for _, cell in cells]
         for thing in things:
             if isinstance(thing, list | dict | set):
                 self._containers.append((thing, _parts(thing)))
-            elif isinstance(thing, nn.Module) or not isinstance(thing, (type, ModuleType, Tensor, *CONTAINERS)):
+            elif not isinstance(thing, (type, ModuleType, Tensor, *CONTAINERS)):
                 self._spaces += [(space, dict(space)) for space in spaces_of(thing)]
 
     def restore(self) -> None:

@@ -69,11 +69,6 @@ class FusedAdam(torch.optim.Adam):
         of_state = [id(self.state.get(p, NO_STATE).get("exp_avg")) for p in group["params"]]
         return [*map(id, group["params"]), *of_state]
 
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Take up a state of this or of torch's Adam."""
-        super().load_state_dict(state_dict)
-        self._lists = {}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._step_supports_amp_scaling, self._lists = False, {}

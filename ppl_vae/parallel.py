@@ -102,10 +102,7 @@ class Workers:
         """
         for tensor in tensors.values():
             torch.distributed.broadcast(tensor.detach(), 0)
-        state = torch.get_rng_state().double()
-        digest = (state * torch.arange(1, len(state) + 1)).sum().reshape(1)
-        states = self.gathered(digest.to(next(iter(tensors.values())).device))
-        if bool((states != states[0]).any()):
+        if self.different({"random state": torch.get_rng_state().to(next(iter(tensors.values())).device)}):
             raise RuntimeError(
                 "the processes have different random states; call torch.manual_seed with one seed in all"
             )
@@ -114,8 +111,7 @@ class Workers:
         """Return the name of a tensor that is not the same in all workers, or None; asked once, as it waits for all."""
         if not tensors:
             return None
-        sums = torch.stack([tensor.detach().double().sum() for tensor in tensors.values()])
-        everywhere = self.gathered(sums.unsqueeze(0))
+        everywhere = self.gathered(torch.stack([*map(_digest, tensors.values())]).unsqueeze(0))
         differs = (everywhere != everywhere[0]).any(0).tolist()
         return next((name for name, d in zip(tensors, differs, strict=True) if d), None)
 
@@ -129,6 +125,12 @@ class Workers:
         torch.distributed.broadcast_object_list(told)
         if told[0] is not None and not self.leads:
             raise RuntimeError(f"the leading process stopped: {told[0]}")
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    """Return one number that hardly two tensors share."""
+    flat = tensor.detach().double().reshape(-1)
+    return (flat * torch.arange(1, len(flat) + 1, device=flat.device)).sum()
 
 
 @contextmanager

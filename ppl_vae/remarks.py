@@ -2,18 +2,20 @@
 
 import sys
 import warnings
+from contextlib import __file__ as stdlib
 from pathlib import Path
 
 import pyro
 import torch
 
-__all__ = ["remark"]
+__all__ = ["WITHIN", "remark"]
 
-WITHIN = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__))
+# Folders of code that is not a person's.
+WITHIN = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, stdlib, __file__))
 
 
 def remark(text: str) -> None:
-    """Warn, from the first line on the way here that belongs neither to this library nor to torch or Pyro.
+    """Warn, from the first line on the way here that belongs neither to this library nor to torch, Pyro or Python.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from types import CellType, FunctionType, MethodType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,10 @@ PLAIN = (bool, int, float, complex, str, bytes, NoneType, np.generic, Enum, torc
 CONTAINERS = (list, tuple, set, frozenset, dict)
 # Larger containers are data, and known by their identity and size.
 MANY = 1000
-# Code that stays as it is while a program runs, and objects that are no settings.
-LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "pyro", "numpy", "scipy", "sklearn", "pandas"}
-LIBRARIES |= {"ppl_vae", "matplotlib", "tqdm", "rich", "lightning", "pytorch_lightning", "tensorboard", "wandb"}
+# Code that stays as it is while a program runs, and objects that are no settings; with Python's own.
+LIBRARIES = {"torch", "torchvision", "pyro", "numpy", "scipy", "sklearn", "pandas", "ppl_vae", "matplotlib", "tqdm"}
+LIBRARIES |= {"rich", "lightning", "pytorch_lightning", "tensorboard", "wandb"}
+STDLIB = str(Path(sys.modules["argparse"].__file__).parent)
 # Which torch keeps in every module.
 HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _BARE = nn.Module()
@@ -104,7 +106,7 @@ class Survey:
         found = self._read(function.__globals__, globals_of(function), "global")
         loaded = names_in(function)
         for code in found:
-            if isinstance(code, ModuleType) and code.__name__.split(".")[0] not in LIBRARIES:
+            if isinstance(code, ModuleType) and not _is_library(code.__name__):
                 names = [name for name in sorted(loaded) if name in vars(code)]
                 found = [*found, *self._read(vars(code), names, "global")]
         options = [function.__defaults__, function.__kwdefaults__]
@@ -166,4 +168,11 @@ def _is_persons_own(thing: Any) -> bool:
     """Tell a person's class or function from those of libraries; a namespace is the person's."""
     # Code that is executed from a string belongs to no module.
     home = getattr(thing, "__module__", None) or ""
-    return thing in (SimpleNamespace, Namespace) or str(home).split(".")[0] not in LIBRARIES
+    return thing in (SimpleNamespace, Namespace) or not _is_library(str(home))
+
+
+def _is_library(name: str) -> bool:
+    """Tell code of libraries by its module's name; a person's file may be called as one of Python's is."""
+    top = name.split(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return top in LIBRARIES or (top in sys.stdlib_module_names and (file is None or file.startswith(STDLIB)))

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "parallel": {"batches"},
     "updating": {"optimizers"},
     "chunking": {"batches", "compiling", "objectives", "particles", "programs"},
-    "capture": {"batches", "keeping", "parallel", "programs", "watching"},
+    "capture": {"batches", "keeping", "remarks", "parallel", "programs", "watching"},
     "compiling": {"batches", "capture", "parallel", "programs", "remarks", "replaying", "rewriting", "watching"},
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},

@@ -205,7 +205,7 @@ def test_a_loss_on_a_gpu_is_on_it_altogether(pair, objective, monkeypatch):
 
 
 def test_stand_ins_refuse_a_mixture_of_devices():
-    with FakeTensorMode(), pytest.raises(Exception, match="two devices"):
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="two devices"):
         torch.empty(3, device="cuda") + torch.empty(3)
 
 
