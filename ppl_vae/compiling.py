@@ -214,7 +214,11 @@ class Compiled:
             return (
                 "the number of rows, which the programs read as a number of Python (x.shape[0] stays open, len(x) not)"
             )
-        changed = self._watch.changed(next(reversed(self.graphs))[0])
+        latest, (graph, *_) = next(reversed(self.graphs.items()))
+        try:
+            changed = graph.watch.changed(latest[0])  # by its own watch: another one may look at other things
+        except KeyError as error:
+            changed = [f"{error.args[0]}, which is gone"]
         if not changed:
             return "shape or type of the data, or autocast"
         return f"{', '.join(changed[:3])}; a number that changes in training belongs in a buffer, a tensor without axes"

@@ -327,6 +327,27 @@ def test_nothing_of_a_capture_stays_in_the_programs(uncompiled):
     assert captured.ascent.count == 1  # and nothing is read of it
 
 
+CHANGES_ALL_THE_TIME = {
+    "a number that became a list": (lambda m, i: setattr(m, "unused", [float(i)]), "unused of Model"),
+    "beside one that went": (
+        lambda m, i: (vars(m).pop("unused", None), setattr(m, "number", float(i))),
+        "unused, which",
+    ),
+    "a number": (lambda m, i: setattr(m, "number", float(i)), "number of Model"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES_ALL_THE_TIME)
+def test_what_changes_all_the_time_is_named(case, uncompiled):
+    change, name = CHANGES_ALL_THE_TIME[case]
+    step = steps_of(lambda: (Model(), Guide()))[1]
+    step.model.unused = 1.0
+    step(X)
+    with pytest.warns(UserWarning, match=f"20 batches in a row ran eagerly.*has changed: .*{name}"):
+        [(change(step.model, i), step(X)) for i in range(40)]
+    assert step.graphs == 1
+
+
 def test_draws_that_are_kept_do_not_put_off_a_graph(uncompiled, monkeypatch):
     """Without a plan, a graph comes once so many steps have run that it would have paid."""
     monkeypatch.setattr(compiling, "SECONDS_TO_COMPILE", 5 * compiling.SECONDS_SAVED)
