@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "batches": set(),
     "diagnostics": set(),
     "gradients": set(),
+    "noise": {"batches"},
     "enumeration": {"contract", "particles"},
     "programs": {"batches"},
     "remarks": set(),
