@@ -20,7 +20,8 @@ from benchmarks.speed import by_hand, commands, numpyros
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
 from benchmarks.speed.timing import Contender, check_losses, interleaved
-from ppl_vae.evaluation import _drawing
+from ppl_vae.importance import Weights
+from ppl_vae.noise import datum_keys
 from ppl_vae.programs import Programs
 
 ROWS = 100
@@ -31,11 +32,10 @@ PAIR = WORKLOADS["elbo-400"]
 def ours(x: Tensor, chunk: int, compiled: bool) -> Contender:
     """Return what `pv.evaluate` does for a chunk."""
     model, guide = PAIR.pair()
-    ((_, densities),) = _drawing(model, guide, Programs(model, guide), chunk, chunk, None, compiled, None)
+    weights, keys = Weights(model, guide, Programs(model, guide), chunk, chunk, compiled), datum_keys((x,), 0)
 
     def run() -> Tensor:
-        with torch.no_grad():
-            return densities((x,))[0]
+        return weights((x,), keys)[0]
 
     return Contender("ppl_vae" if compiled else "ppl_vae, eager", run, loss=bound_of(run))
 

@@ -7,7 +7,8 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 from ppl_vae import data, nets, objectives
 from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
-from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.evaluating import evaluate
+from ppl_vae.evaluation import Evaluation
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.particles import Particles, Path

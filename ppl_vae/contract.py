@@ -73,6 +73,11 @@ def is_marked(site: Site) -> bool:
     return bool(site["infer"].get("enumerate"))
 
 
+def has_mask(fn: Any) -> bool:
+    """Tell whether a distribution leaves some of its values out of its density."""
+    return isinstance(fn, dist.MaskedDistribution) or (isinstance(fn, dist.Independent) and has_mask(fn.base_dist))
+
+
 def innermost(fn: Any) -> Any:
     """Return a distribution without its declared events and masks."""
     while hasattr(fn, "base_dist") and isinstance(fn, dist.Independent | dist.MaskedDistribution):

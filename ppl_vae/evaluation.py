@@ -1,36 +1,28 @@
-"""Importance-weighted log-likelihoods with their errors, and whether to believe them."""
+"""What an evaluation found: estimates with their errors, in numbers and in words."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ppl_vae.batches import Batch, as_batch, source
-from ppl_vae.checking import check
-from ppl_vae.compiling import Compiled, check_compile
-from ppl_vae.data.splits import Splits
-from ppl_vae.diagnostics import effective_sample_size, pareto_khat
-from ppl_vae.objectives import elbo, iwae
-from ppl_vae.parallel import SharedNoise, Workers, workers
-from ppl_vae.particles import Particles
-from ppl_vae.programs import Program, Programs, program_name, undisturbed
-from ppl_vae.progress import Bar, progress_bar
-from ppl_vae.weighing import weigh
-
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation"]
 
 KHAT_LIMIT = 0.7
+ESS_LIMIT = 10
+# Shares of the data from which on a warning is worth a line; below, the verdict tells them.
+NOTABLE = 0.01
+# Nats per datum, and standard errors over data, from which on a bound that still rises matters.
+NOTABLE_RISE, NOTABLE_ERRORS = 0.01, 0.1
+
+REMEDY = "draw more particles, anneal from the guide (pv.ais), or train a richer guide"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:
-    """Log-likelihood estimates, per datum and over the set. All in nats.
+    """Log-likelihood estimates, per datum and over the set. All in nats but for `bits_per_dim`.
 
     Attributes:
         log_px: importance-weighted estimate of log p(x) of each datum, ``(N,)``: the bound L_K.
@@ -43,6 +35,18 @@ class Evaluation:
         particles: K.
         seed: what the draws were seeded with.
         subject: which programs on which data, in words.
+        debiased: log p(x) by the jackknife, ``(N,)``, whose bias falls as 1 / K^2, that of ``log_px`` as 1 / K. An
+            estimate, not a bound; NaN for K = 1.
+        distortion: -E_q[log p(x | z)], ``(N,)``; NaN where the model sums out a latent between data and draws.
+        rise: what the last doubling of K added to the bound, ``(N,)``, never below zero: about what is missing still.
+        curve: K to the bound on so many particles, ``(N,)``, from the same draws; empty unless asked for.
+        dims: numbers in a datum x; None where parts of it are masked or several sites are observed.
+        mass: whether the likelihood is a mass function (of discrete data), not a density.
+        resampled: numbers of particles drawn in proportion to their weights, ``(N, n)``.
+        redraw: gives those particles, ``{site: (N, n, *event)}``, and more for `to_arviz`; None after `load`.
+
+    Reference: rate and distortion as in A. Alemi et al., "Fixing a Broken ELBO", ICML 2018,
+    https://arxiv.org/abs/1711.00464.
     """
 
     log_px: Tensor
@@ -53,6 +57,14 @@ class Evaluation:
     particles: int
     seed: int
     subject: str = ""
+    debiased: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
+    distortion: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
+    rise: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
+    curve: Mapping[int, Tensor] = field(default_factory=dict)
+    dims: int | None = None
+    mass: bool = False
+    resampled: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
+    redraw: Callable[..., Any] | None = None
 
     def __len__(self) -> int:
         """The number of data N."""
@@ -66,7 +78,7 @@ class Evaluation:
     @property
     def se(self) -> float:
         """Standard error of `mean` over data: how much another test set of this size would change it."""
-        return float(self.log_px.std()) / math.sqrt(len(self)) if len(self) > 1 else math.nan
+        return standard_error(self.log_px)
 
     @property
     def mc_se(self) -> float:
@@ -74,9 +86,14 @@ class Evaluation:
         return float(self.log_px_error.square().sum().sqrt()) / len(self)
 
     @property
+    def rate(self) -> Tensor:
+        """E_q[log q(z | x) - log p(z)] of each datum, ``(N,)``; rate and distortion sum to the negative ELBO."""
+        return -self.elbo - self.distortion
+
+    @property
     def untrusted(self) -> float:
         """Share of data whose k-hat is above 0.7."""
-        return float((~(self.khat <= KHAT_LIMIT)).double().mean())  # a k-hat that is no number is no comfort
+        return share(~(self.khat <= KHAT_LIMIT))  # a k-hat that is no number is no comfort
 
     @property
     def verdict(self) -> str:
@@ -85,231 +102,133 @@ class Evaluation:
             return "unknown: K is too small for a Pareto k-hat"
         return f"{self.untrusted:.1%} of the data (Pareto k-hat above {KHAT_LIMIT})"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against the reported number, and what to try; nothing where it can be published."""
+        return tuple(warning for warning in (self._tail(), self._few(), self._rising()) if warning)
+
+    def _tail(self) -> str | None:
+        if bool(self.khat.isposinf().all()):
+            return (
+                f"with K = {self.particles:,} no Pareto k-hat can be computed, so that nothing tells whether the "
+                "estimates and their errors can be trusted; draw 25 particles or more, some thousands to publish"
+            )
+        if self.untrusted < NOTABLE:
+            return None
+        return (
+            f"{self.untrusted:.1%} of the data have a Pareto k-hat above {KHAT_LIMIT}: their estimates are not to be "
+            f"trusted, and the mean may be too low by more than its error says; {REMEDY}"
+        )
+
+    def _few(self) -> str | None:
+        few = share(~(self.ess >= ESS_LIMIT))
+        if self.particles < ESS_LIMIT or few < NOTABLE:
+            return None
+        return f"{few:.1%} of the data have an effective sample size below {ESS_LIMIT}; {REMEDY}"
+
+    def _rising(self) -> str | None:
+        rise, error = float(self.rise.mean()), standard_error(self.rise)
+        least = max(NOTABLE_RISE, NOTABLE_ERRORS * (0.0 if math.isnan(self.se) else self.se))
+        if not rise > max(least, 0.0 if math.isnan(error) else 2 * error):
+            return None
+        return (
+            f"the bound is still rising: its last doubling of K added {rise:.2f} ± {stated(error, 2)} nats, and log "
+            f"p(x) is likely to be higher by as much or more; {REMEDY}"
+        )
+
+    def bits_per_dim(self, levels: int | None = None) -> float:
+        """Return the bits that a number of x costs, ``-mean / (D log 2)``.
+
+        Args:
+            levels: for a density of grey values that were discretised to so many levels and scaled to [0, 1]:
+                the density is integrated over a bin by its value times 1 / levels, as for data with uniform noise
+                added. Left out for a likelihood that is a mass function.
+
+        Raises:
+            ValueError: ``levels`` is missing for a density, given for a mass function, or x has no fixed size.
+
+        Reference: L. Theis, A. van den Oord, M. Bethge, "A Note on the Evaluation of Generative Models", ICLR
+        2016, https://arxiv.org/abs/1511.01844, section 3.1.
+
+        Example:
+            >>> zeros, facts = torch.zeros(3), {"particles": 1, "seed": 0, "dims": 4, "mass": True}
+            >>> pv.Evaluation(zeros - 4 * math.log(2), zeros, zeros, zeros, zeros, **facts).bits_per_dim() - 1 < 1e-6
+            True
+        """
+        if self.dims is None:
+            raise ValueError("bits_per_dim: the data have no fixed number of dimensions (masked, or several sites)")
+        if self.mass == (levels is not None):
+            found, repair = ("a mass function", "leave levels out") if self.mass else ("a density", "give levels=256")
+            raise ValueError(f"levels: the likelihood is {found}; {repair}, or the number that its data have")
+        return -self.mean / (self.dims * math.log(2)) + math.log2(levels or 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values; None where one is not known."""
-        means = {"log_px": self.mean, "elbo": float(self.elbo.mean()), "ess": float(self.ess.mean())}
+        columns = ("log_px", "elbo", "debiased", "rate", "distortion", "ess", "rise")
+        means = {name: known(float(getattr(self, name).mean())) for name in columns}
+        discrete = self.dims is not None and self.mass
         return {
             "subject": self.subject,
             "n": len(self),
             "particles": self.particles,
             "seed": self.seed,
             **means,
-            "se": None if math.isnan(self.se) else self.se,
-            "mc_se": None if math.isnan(self.mc_se) else self.mc_se,
+            "se": known(self.se),
+            "mc_se": known(self.mc_se),
+            "bits_per_dim": self.bits_per_dim() if discrete else None,
             "khat_above_0.7": None if bool(self.khat.isposinf().all()) else self.untrusted,
+            "ess_below_10": share(~(self.ess >= ESS_LIMIT)),
+            "curve": {str(k): float(bound.mean()) for k, bound in self.curve.items()},
+            "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
-        return (
+        sentence = (
             f"Log-likelihood{self.subject and ' of ' + self.subject}: {self.mean:.2f} ± {stated(self.se, 2)} nats per "
             f"datum (mean and standard error over N = {len(self):,} data; Monte Carlo error {stated(self.mc_se, 3)}), "
             f"estimated by importance sampling with K = {self.particles:,} draw{'s' * (self.particles > 1)} per datum; "
             f"the ELBO is {float(self.elbo.mean()):.2f}. Not to be trusted: {self.verdict}."
         )
+        return "\n".join([sentence, *(f"Warning: {warning}." for warning in self.warnings)])
 
     __repr__ = __str__
 
 
 def stated(error: float, digits: int) -> str:
-    """Return an error in words: one datum has no spread over data, one draw none over draws."""
+    """Return an error in words: one datum has no spread over data, one draw none over draws.
+
+    Example:
+        >>> stated(0.123, 2), stated(math.nan, 2)
+        ('0.12', 'unknown')
+    """
     return "unknown" if math.isnan(error) else f"{error:.{digits}f}"
 
 
-def evaluate(
-    model: Program,
-    guide: Program,
-    data: Any,
-    particles: int = 5000,
-    seed: int = 0,
-    *,
-    batch_size: int = 100,
-    chunk: int = 50,
-    subject: str | None = None,
-    progress: bool | None = None,
-    compile: bool | str = "auto",  # noqa: A002 - the public name
-) -> Evaluation:
-    """Estimate log p(x) of each datum by importance sampling from the guide.
-
-    For each datum, with K draws z_k from q(z | x)::
-
-        log p(x) ~ L_K = log 1/K sum_k p(x, z_k) / q(z_k | x)
-
-    whose expectation is a lower bound on log p(x) that rises with K. The programs run in evaluation
-    mode without gradients; parameters, buffers, modes and the caller's random state stay as they
-    were. Neither ``batch_size`` nor ``chunk`` biases the result.
-
-    Args:
-        model: Pyro program.
-        guide: Pyro program with the same arguments.
-        data: `Splits` (its test set), a tensor ``(N, ...)``, a tuple of them, a Dataset or a
-            DataLoader in a fixed order.
-        particles: K, draws per datum.
-        seed: seeds the draws; two calls with one seed agree exactly.
-        batch_size: data at a time. Several processes (``torchrun``) share batches out whose size is a
-            multiple of their number.
-        chunk: draws per datum at a time. Memory beyond the ``(K, batch_size)`` log-weights does
-            not grow with K.
-        subject: what the report calls the programs and the data; made from their names if left out.
-        progress: whether to show a bar; by default where a terminal or notebook shows it.
-        compile: see `ppl_vae.svi_step`; ``"auto"`` goes by the work to do.
-
-    Returns:
-        `Evaluation`.
-
-    Raises:
-        ContractError: model, guide and the first batch do not fit.
-        FloatingPointError: a log-weight is NaN, or all of a datum's are minus infinity; the message
-            names the datum and the site.
-
-    Reference: Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR
-    2016, https://arxiv.org/abs/1509.00519; Monte Carlo error by the delta method, A. Owen, "Monte
-    Carlo theory, methods and examples", chapter 9, https://artowen.su.domains/mc/.
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of a mean of independent values, ``(N,)``; NaN of a single one.
 
     Example:
-        >>> from ppl_vae.guides.exact import Exact
-        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
-        >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
-        >>> evaluation = pv.evaluate(model, Exact(model), x, particles=100)
-        >>> torch.allclose(evaluation.log_px.float(), model.log_px(x), atol=1e-3)
+        >>> standard_error(torch.tensor([0.0, 2.0, 0.0, 2.0])) == (4 / 3 / 4) ** 0.5
         True
     """
-    for name, value in (("particles", particles), ("chunk", chunk)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    check_compile(compile)
-    subject = _subject(model, guide, data) if subject is None else subject
-    if isinstance(data, DataLoader) and data.drop_last:
-        raise ValueError("data: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
-    batches = source(data.test if isinstance(data, Splits) else data, batch_size)
-    programs = Programs(model, guide)
-    together = workers()
-    if together and (name := together.different(programs.tensors())):
-        raise RuntimeError(
-            f"{name} is not the same in all processes; evaluate one state of the programs in all of them"
-        )
-    draw = {
-        who: _drawing(model, guide, programs, particles, chunk, batches.batches, compile, who)
-        for who in {None, together}
-    }
-    progress = progress if together is None or together.leads else False
-    with undisturbed(programs, seed, training=False), progress_bar("Evaluating", batches.batches, progress) as bar:
-        parts: list[Mapping[str, Tensor]] = []
-        for start, batch in _numbered(batches):
-            batch = programs.on_device(batch)
-            if not parts:
-                check(model, guide, batch)
-            parts.append(_estimated(draw, batch, particles, start, together))
-            _show(bar, parts)
-    columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-    return Evaluation(**columns, particles=particles, seed=seed, subject=subject)
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _subject(model: Program, guide: Program, data: Any) -> str:
-    pair = f"{program_name(model)} (guide {program_name(guide)})"
-    if not isinstance(data, Splits):
-        return pair
-    how = "no" if data.info.binarization == "grey" else data.info.binarization
-    return f"{pair} on {data.info.name} (test, {how} binarization)"
+def share(there: Tensor) -> float:
+    """Return the share of True.
 
-
-def _numbered(batches: Any) -> Iterator[tuple[int, Batch]]:
-    """Yield batches with the index of their first datum."""
-    start = 0
-    for batch in batches:
-        yield start, as_batch(batch)
-        start += len(batch[0])
-
-
-Draws = list[tuple[int, Compiled]]
-Densities = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
-
-
-def _drawing(
-    model: Program,
-    guide: Program,
-    programs: Programs,
-    particles: int,
-    chunk: int,
-    batches: int | None,
-    compile: bool | str,  # noqa: A002 - the public name
-    together: Workers | None,
-) -> Draws:
-    """Return how to draw the particles of a batch: by how many at a time, and the function that does it."""
-
-    @torch.no_grad()
-    def densities(k: int, tensors: Any, batch: Batch) -> Densities:
-        with SharedNoise(together, k, batch[0].shape[0]) if together else nullcontext():
-            drawn = weigh(model, guide, batch, k)
-        return drawn.log_w, dict(drawn.log_p), dict(drawn.log_q)
-
-    def compiled(k: int, times: int) -> Compiled:
-        planned = batches and times * batches
-        return Compiled(partial(densities, k), programs, (model, guide), compile=compile, planned=planned)
-
-    whole, rest = divmod(particles, chunk)
-    chunks = [(chunk, compiled(chunk, whole))] * whole
-    return chunks + ([(rest, compiled(rest, 1))] if rest else [])
-
-
-def _estimated(
-    draw: Mapping[Workers | None, Draws], batch: Batch, particles: int, start: int, together: Workers | None
-) -> Mapping[str, Tensor]:
-    """Return the columns of an `Evaluation` for a batch, of which each worker computes its part."""
-    mine = together.part(batch) if together else None
-    if mine is None:
-        return _estimates(_log_weights(draw[None], batch, particles, start))
-    columns = _estimates(_log_weights(draw[together], mine, particles, start + together.rank * len(mine[0])))
-    return {name: together.gathered(column) for name, column in columns.items()}
-
-
-def _log_weights(draw: Draws, batch: Batch, particles: int, start: int) -> Tensor:
-    """Return log-weights ``(K, B)`` in float64, drawn a chunk of particles at a time."""
-    log_w = torch.empty(particles, len(batch[0]), dtype=torch.float64, device=batch[0].device)
-    with torch.no_grad():
-        for rows, (_, densities) in zip(log_w.split([k for k, _ in draw]), draw, strict=True):
-            drawn, log_p, log_q = densities(batch)
-            rows.copy_(drawn)
-            if not rows.isfinite().all():
-                _refuse_impossible(log_p, log_q, start)
-    empty = log_w.isneginf().all(0)
-    if empty.any():
-        raise FloatingPointError(
-            f"datum {start + int(empty.nonzero()[0])}: all {particles} draws of the guide have zero density under the "
-            "model; look for data or latents outside its support, or draw more particles"
-        )
-    return log_w
-
-
-def _refuse_impossible(log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor], start: int) -> None:
-    """Name the first site and datum with an impossible log density.
-
-    A latent may have no density under the model (its weight is zero), never under its own guide.
+    Example:
+        >>> share(torch.tensor([True, False]))
+        0.5
     """
-    impossible = {name: ~q.isfinite() for name, q in log_q.items()}
-    impossible |= {name: impossible.get(name, False) | p.isnan() | p.isposinf() for name, p in log_p.items()}
-    for name, bad in impossible.items():
-        if bad.any():
-            datum = start + int(bad.any(0).nonzero()[0])
-            raise FloatingPointError(
-                f"site '{name}': log density is NaN or infinite for datum {datum}; look at the parameters of its "
-                "distribution there (a scale of zero, an overflow)"
-            )
+    return float(there.double().mean())
 
 
-def _estimates(log_w: Tensor) -> Mapping[str, Tensor]:
-    """Return the columns of an `Evaluation` from log-weights ``(K, B)``, by the bounds that also train."""
-    drawn = Particles(log_p={"w": log_w}, log_q={})
-    ess = effective_sample_size(log_w)
-    # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = 1 / ESS - 1 / K.
-    variance = (1 / ess - 1 / len(log_w)).clamp_min(0) if len(log_w) > 1 else torch.full_like(ess, math.nan)
-    return {
-        "log_px": iwae(drawn),
-        "elbo": elbo(drawn),
-        "ess": ess,
-        "khat": pareto_khat(log_w),
-        "log_px_error": variance.sqrt(),
-    }
+def known(value: float) -> float | None:
+    """Return a number, or None for NaN and infinity, which JSON does not have.
 
-
-def _show(bar: Bar, parts: list[Mapping[str, Tensor]]) -> None:
-    bar.advance(lambda: f"{float(torch.cat([part['log_px'] for part in parts]).mean()):.2f} nats per datum")
+    Example:
+        >>> known(math.nan) is None
+        True
+    """
+    return value if math.isfinite(value) else None

@@ -18,7 +18,8 @@ from torch import nn
 from ppl_vae import nets, objectives, plots, runs, zoo
 from ppl_vae.checking import supports
 from ppl_vae.data import binarized, load
-from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.evaluating import evaluate
+from ppl_vae.evaluation import Evaluation
 from ppl_vae.optimizers import adam
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample

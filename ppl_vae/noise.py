@@ -10,6 +10,7 @@ https://doi.org/10.1145/2063384.2063405, for the idea; G. Steele, D. Lea, C. Flo
 Number Generators", OOPSLA 2014, https://doi.org/10.1145/2660193.2660195, for the hash.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from math import pi, prod
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.batches import Batch
 
-__all__ = ["CannotKey", "Keyed", "datum_keys"]
+__all__ = ["CannotKey", "Keyed", "datum_keys", "told_apart"]
 
 
 def _signed(word: int) -> int:
@@ -87,6 +88,26 @@ def _words(part: Tensor) -> Tensor:
     return flat.long()
 
 
+def told_apart(keys: Tensor, times: Counter) -> Tensor:
+    """Return keys in which equal data differ, by how often they were met before.
+
+    Args:
+        keys: ``(B,)``.
+        times: of each key so far; it is brought up to date.
+
+    Example:
+        >>> keys = told_apart(torch.tensor([7, 7, 8]), Counter())
+        >>> len(keys.unique()), bool(keys[0] == 7)
+        (3, True)
+    """
+    before = []
+    for key in keys.tolist():
+        before.append(times[key])
+        times[key] += 1
+    counts = torch.tensor(before, device=keys.device)
+    return torch.where(counts > 0, mixed(keys + counts * GOLDEN), keys)
+
+
 class Keyed:
     """A rule that draws a guide's latents from numbers of their own (see `weigh`, ``draw``).
 
@@ -107,7 +128,7 @@ class Keyed:
     """
 
     def __init__(self, keys: Tensor, numbers: Tensor):
-        self.streams = mixed(keys + mixed((numbers.mT + 1) * GOLDEN))
+        self.streams = mixed(keys + mixed((numbers.mT.contiguous() + 1) * GOLDEN))
 
     def __call__(self, name: str, fn: Any) -> Tensor:
         """Return a draw of a site."""

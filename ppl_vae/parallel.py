@@ -115,16 +115,22 @@ class Workers:
         differs = (everywhere != everywhere[0]).any(0).tolist()
         return next((name for name, d in zip(tensors, differs, strict=True) if d), None)
 
+    def told(self, value: Any) -> Any:
+        """Return the leading one's value on every worker."""
+        values = [value]
+        with _heard():
+            torch.distributed.broadcast_object_list(values)
+        return values[0]
+
     def agree(self, problem: str | None) -> None:
         """Raise on every worker if the leading one has a problem.
 
         Raises:
             RuntimeError: on those that do not lead.
         """
-        told = [problem]
-        torch.distributed.broadcast_object_list(told)
-        if told[0] is not None and not self.leads:
-            raise RuntimeError(f"the leading process stopped: {told[0]}")
+        told = self.told(problem)
+        if told is not None and not self.leads:
+            raise RuntimeError(f"the leading process stopped: {told}")
 
 
 def _digest(tensor: Tensor) -> Tensor:

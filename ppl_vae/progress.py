@@ -23,9 +23,9 @@ class Bar:
         self._task = progress.add_task(title, total=total, note="")
         self._noted = 0.0
 
-    def advance(self, note: Callable[[], str] | None = None) -> None:
-        """Move on by one. The note is asked for now and then, as it may wait for a device."""
-        self._progress.advance(self._task)
+    def advance(self, note: Callable[[], str] | None = None, by: int = 1) -> None:
+        """Move on. The note is asked for now and then, as it may wait for a device."""
+        self._progress.advance(self._task, by)
         now = time.monotonic()
         due = now - self._noted > SECONDS_BETWEEN_NOTES or self._progress.finished
         if note and not self._progress.disable and due:

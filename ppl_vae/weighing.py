@@ -6,7 +6,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 from torch.distributions import Independent, OneHotCategorical, kl_divergence
@@ -266,7 +265,7 @@ def _closed_kl(
         # A latent that hangs together with a summed one has no density of its own.
         if name not in log_p or not contract.has_common_scale(p_sites[name]) or not contract.has_common_scale(q):
             continue
-        if _is_masked(q["fn"]) or _is_masked(p_sites[name]["fn"]):
+        if contract.has_mask(q["fn"]) or contract.has_mask(p_sites[name]["fn"]):
             continue  # Pyro's closed form covers what either masks
         try:
             divergence = kl_divergence(q["fn"], p_sites[name]["fn"])
@@ -277,10 +276,6 @@ def _closed_kl(
         agree = _mask(p_sites[name]) == _mask(q)
         found[name] = torch.where(agree, covered, log_q[name] - log_p[name])
     return found
-
-
-def _is_masked(fn: Any) -> bool:
-    return isinstance(fn, MaskedDistribution) or (isinstance(fn, Independent) and _is_masked(fn.base_dist))
 
 
 def _mask(site: Site) -> Tensor:

@@ -22,6 +22,13 @@ MAY_IMPORT = {
     "diagnostics": set(),
     "gradients": set(),
     "noise": {"batches"},
+    "remembering": set(),
+    "estimates": {"diagnostics", "noise", "objectives", "particles"},
+    "evaluation": set(),
+    "recording": {"parallel", "runs"},
+    "importance": {
+        *("batches", "compiling", "noise", "objectives", "particles", "programs", "remarks", "remembering", "weighing"),
+    },
     "enumeration": {"contract", "particles"},
     "programs": {"batches"},
     "remarks": set(),

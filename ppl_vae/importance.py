@@ -1,0 +1,161 @@
+"""Importance weights of batches of data, a chunk of particles at a time."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.batches import Batch
+from ppl_vae.compiling import Compiled
+from ppl_vae.noise import CannotKey, Keyed
+from ppl_vae.objectives import elbo
+from ppl_vae.objectives.parts import parts
+from ppl_vae.particles import Particles
+from ppl_vae.programs import Program, Programs
+from ppl_vae.remarks import remark
+from ppl_vae.remembering import Remembered
+from ppl_vae.weighing import weigh
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """Importance weights of batches of data, without gradients.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        programs: both.
+        particles: K.
+        chunk: particles at a time.
+        compile: see `ppl_vae.evaluate`.
+        planned: chunks of all batches, if known.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> model, guide = VAE(x_dim=6, z_dim=2), Normal(x_dim=6, z_dim=2)
+        >>> weights = Weights(model, guide, Programs(model, guide), particles=7, chunk=3)
+        >>> log_w, means = weights((torch.ones(4, 6),), torch.arange(4))
+        >>> log_w.shape, sorted(means)
+        (torch.Size([7, 4]), ['distortion', 'elbo'])
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        programs: Programs,
+        particles: int,
+        chunk: int,
+        compile: bool | str = "auto",  # noqa: A002 - the public name
+        planned: int | None = None,
+    ):
+        self.model, self.guide, self.programs = model, guide, programs
+        self.particles, self.chunk = particles, chunk
+        self.drawn = Compiled(self._drawn, programs, (model, guide), compile=compile, planned=planned)
+        self._keyed: bool | None = None
+        self._encoding: AbstractContextManager = nullcontext()
+
+    def __call__(
+        self, batch: Batch, keys: Tensor, start: int = 0, advance: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return log-weights ``(K, B)`` in float64, and the ELBO and the distortion, ``(B,)`` each.
+
+        Args:
+            batch: data.
+            keys: theirs, ``(B,)``.
+            start: number of the first, for messages.
+            advance: called after each chunk.
+
+        Raises:
+            FloatingPointError: a log-weight is NaN, or all of a datum's are minus infinity.
+        """
+        self._prepare(batch, keys, start)
+        log_w = torch.empty(self.particles, len(keys), dtype=torch.float64, device=keys.device)
+        sums = dict.fromkeys(("elbo", "distortion"), log_w.new_zeros(len(keys)))
+        numbers = torch.arange(self.particles, device=keys.device)
+        for rows, own in zip(log_w.split(self.chunk), numbers.split(self.chunk), strict=True):
+            found = self._chunk(batch, keys, own)
+            rows.copy_(found["log_w"])
+            if not rows.isfinite().all():
+                _refuse_impossible(found["log_p"], found["log_q"], start)
+            sums = {name: so_far + len(own) * found[name] for name, so_far in sums.items()}
+            advance()
+        _refuse_empty(log_w, start)
+        return log_w, {name: so_far / self.particles for name, so_far in sums.items()}
+
+    @torch.no_grad()
+    def _chunk(self, batch: Batch, keys: Tensor, numbers: Tensor) -> Mapping[str, Any]:
+        return self.drawn((*batch, keys, numbers.expand(len(keys), -1)))
+
+    def _prepare(self, batch: Batch, keys: Tensor, start: int) -> None:
+        if self._keyed is None:
+            self._keyed = self._can_be_keyed(batch, keys)
+        if not self._keyed:  # so that what comes does not depend on what went before
+            torch.manual_seed(int(keys[0]) + start)
+        self._encoding = Remembered((*batch, *self.programs.tensors().values()))
+
+    def _can_be_keyed(self, batch: Batch, keys: Tensor) -> bool:
+        """Tell whether draws can be given to data and particles one by one; say so where they cannot."""
+        rows = (*(part[:2] for part in batch), keys[:2], torch.zeros_like(keys[:2]).unsqueeze(-1))
+        self._keyed = True
+        try:
+            with torch.no_grad():
+                self._drawn({}, rows)
+        except CannotKey as error:
+            remark(f"evaluate: {error}, so that results depend on batch_size, chunk and the order of the data")
+            return False
+        return True
+
+    def _drawn(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Mapping[str, Any]:
+        *batch, keys, numbers = inputs
+        rule = Keyed(keys, numbers) if self._keyed else None
+        particles = weigh(self.model, self._encoded, tuple(batch), numbers.shape[1], draw=rule)
+        return {
+            "log_w": particles.log_per_draw(particles.log_w),
+            "elbo": elbo(particles),
+            "distortion": _distortion(particles),
+            "log_p": dict(particles.log_p),
+            "log_q": dict(particles.log_q),
+        }
+
+    def _encoded(self, *batch: Tensor) -> Any:
+        with self._encoding:
+            return self.guide(*batch)
+
+
+def _distortion(particles: Particles) -> Tensor:
+    """Return -E_q[log p(x | z)], ``(B,)``; NaN where it cannot be told from the rate."""
+    try:
+        reconstruction, _ = parts(particles)
+    except ValueError:
+        return torch.full_like(particles.log_w.flatten(0, -2)[0], torch.nan)
+    return -particles.mean(reconstruction)
+
+
+def _refuse_empty(log_w: Tensor, start: int) -> None:
+    empty = log_w.isneginf().all(0)
+    if empty.any():
+        raise FloatingPointError(
+            f"datum {start + int(empty.nonzero()[0])}: all {len(log_w)} draws of the guide have zero density under the "
+            "model; look for data or latents outside its support, or draw more particles"
+        )
+
+
+def _refuse_impossible(log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor], start: int) -> None:
+    """Name the first site and datum with an impossible log density.
+
+    A latent may have no density under the model (its weight is zero), never under its own guide.
+    """
+    impossible = {name: ~q.isfinite() for name, q in log_q.items()}
+    impossible |= {name: impossible.get(name, False) | p.isnan() | p.isposinf() for name, p in log_p.items()}
+    for name, bad in impossible.items():
+        if bad.any():
+            datum = start + int(bad.flatten(0, -2).any(0).nonzero()[0])
+            raise FloatingPointError(
+                f"site '{name}': log density is NaN or infinite for datum {datum}; look at the parameters of its "
+                "distribution there (a scale of zero, an overflow)"
+            )
