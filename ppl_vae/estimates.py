@@ -14,7 +14,7 @@ from ppl_vae.particles import Particles
 __all__ = ["curve_sizes", "estimates", "pooled"]
 
 # Log-weights that are worked on at a time, so that temporaries stay in the processor's cache.
-AT_A_TIME = 2**18
+AT_A_TIME = 2**16
 # Particles that are kept of each datum to stand for its posterior.
 KEPT = 100
 

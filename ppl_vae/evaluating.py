@@ -112,12 +112,16 @@ def evaluate(
         _check_alike(programs, together)
         settings = {"particles": particles, "seed": seed, "curve": bool(curve), "programs": digest(programs)}
         record = Record(out, settings, together)
-        record.facts |= {"subject": subject, **_measures(model, first)}
+        record.facts |= {
+            "subject": subject,
+            "sizes": curve_sizes(particles) if curve else [],
+            **_measures(model, first),
+        }
         weights = Weights(model, guide, programs, particles, chunk, compile, planned)
         with record.kept():
             for batch in chain([first], map(programs.on_device, stream)):
                 _take(record, weights, batch, curve, together, bar)
-    return recorded(record.settings, record.facts, record.columns())
+    return Evaluation.of(record.settings, record.facts, record.columns())
 
 
 def digest(programs: Programs) -> str:
@@ -135,20 +139,6 @@ def digest(programs: Programs) -> str:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(flat.view(torch.uint8).numpy().data if len(flat) else b"")
     return found.hexdigest()
-
-
-def recorded(settings: Mapping[str, Any], facts: Mapping[str, Any], columns: Mapping[str, Tensor]) -> Evaluation:
-    """Return the evaluation of which these are the parts."""
-    own = {name: column for name, column in columns.items() if name not in ("keys", "curve")}
-    curve = columns["curve"].unbind(1) if "curve" in columns else ()
-    sizes = curve_sizes(settings["particles"])
-    return Evaluation(
-        **own,
-        **facts,
-        particles=settings["particles"],
-        seed=settings["seed"],
-        curve=dict(zip(sizes, curve, strict=False)),
-    )
 
 
 def _subject(model: Program, guide: Program, data: Any) -> str:

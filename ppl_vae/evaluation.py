@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ppl_vae.recording import read_record
 
 __all__ = ["Evaluation"]
 
@@ -65,6 +68,36 @@ class Evaluation:
     mass: bool = False
     resampled: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
     redraw: Callable[..., Any] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evaluation":
+        """Return what `ppl_vae.evaluate` wrote to ``out``; nothing is ever executed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is something else, or an evaluation that did not come to its end.
+
+        Example:
+            >>> from ppl_vae.guides.exact import Exact
+            >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+            >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+            >>> evaluation = pv.evaluate(model, Exact(model), x, particles=30, out=tmp_path / "e.pt")
+            >>> pv.Evaluation.load(tmp_path / "e.pt").mean == evaluation.mean
+            True
+        """
+        found = read_record(path)
+        if not found["complete"]:
+            n = len(found["columns"]["keys"])
+            raise ValueError(f"{path}: an unfinished evaluation, of {n} data so far; call pv.evaluate again to go on")
+        return cls.of(found["settings"], found["facts"], found["columns"])
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], facts: Mapping[str, Any], columns: Mapping[str, Tensor]) -> "Evaluation":
+        """Return the evaluation that a record holds."""
+        own = {name: column for name, column in columns.items() if name not in ("keys", "curve")}
+        facts = dict(facts)
+        curve = dict(zip(facts.pop("sizes"), columns["curve"].unbind(1) if "curve" in columns else (), strict=True))
+        return cls(**own, **facts, particles=settings["particles"], seed=settings["seed"], curve=curve)
 
     def __len__(self) -> int:
         """The number of data N."""

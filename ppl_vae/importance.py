@@ -137,7 +137,7 @@ def _distortion(particles: Particles) -> Tensor:
 
 
 def _refuse_empty(log_w: Tensor, start: int) -> None:
-    empty = log_w.isneginf().all(0)
+    empty = log_w.amax(0).isneginf()
     if empty.any():
         raise FloatingPointError(
             f"datum {start + int(empty.nonzero()[0])}: all {len(log_w)} draws of the guide have zero density under the "

@@ -53,7 +53,7 @@ class Record:
         self.met, self.times = 0, Counter()
         self._writes = self.path is not None and (together is None or together.leads)
         self._parts: list[Mapping[str, Tensor]] = []
-        self._written = time.monotonic()
+        self._written, self._changed = time.monotonic(), False
         problem = None
         if self._writes:
             try:
@@ -62,7 +62,7 @@ class Record:
                 problem = str(error)
         if together is not None:
             together.agree(problem)
-            self._parts = together.told(self._parts)
+            self._parts, self.complete = together.told((self._parts, self.complete))
         if problem:
             raise ValueError(problem)
 
@@ -80,7 +80,7 @@ class Record:
                     f"{name} = {other!r}, not {value!r}" if name != "programs" else "other parameters of the programs"
                 )
                 raise ValueError(f"out: {path} is of an evaluation with {words}; give another file, or remove that one")
-        self._parts = [found["columns"]]
+        self._parts, self.complete = [found["columns"]], found["complete"]
 
     @property
     def done(self) -> int:
@@ -104,6 +104,7 @@ class Record:
 
     def add(self, keys: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Take in the columns of the next data, and write all now and then."""
+        self._changed = True
         self._parts.append({name: column.cpu() for name, column in {"keys": keys, **columns}.items()})
         if self._writes and time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
@@ -127,9 +128,10 @@ class Record:
                 raise ValueError(
                     f"out: {self.path} is of {self.done} data, and there are {self.met}; give another file"
                 )
+            self._changed |= not self.complete
             self.complete = True
         finally:
-            if self._writes and self._parts:
+            if self._writes and self._changed:
                 self.write()
 
     def write(self) -> None:
