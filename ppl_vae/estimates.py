@@ -15,15 +15,16 @@ __all__ = ["curve_sizes", "estimates", "pooled"]
 
 # Log-weights that are worked on at a time, so that temporaries stay in the processor's cache.
 AT_A_TIME = 2**16
-# Particles that are kept of each datum to stand for its posterior.
+# Particles that are kept of each datum to stand for its posterior, and replicates of its estimate.
 KEPT = 100
 
 
 def estimates(log_w: Tensor, keys: Tensor, curve: bool) -> Mapping[str, Tensor]:
     """Return what `Evaluation` has of each datum, from log-weights ``(K, B)`` in float64.
 
-    Columns are ``(B,)``, or ``(B, n)`` for ``"curve"`` (the bounds of `curve_sizes`) and ``"resampled"`` (the numbers
-    of particles, drawn in proportion to their weights). Temporaries do not grow with the batch.
+    Columns are ``(B,)``, or ``(B, n)`` for ``"curve"`` (the bounds of `curve_sizes`), ``"resampled"`` (numbers of
+    particles, drawn in proportion to their weights) and ``"replicates"`` (of ``"log_px"``). Temporaries do not grow
+    with the batch.
 
     Args:
         log_w: log-weights.
@@ -54,6 +55,7 @@ def _block(log_w: Tensor, keys: Tensor, curve: bool) -> dict[str, Tensor]:
         "log_px_error": (1 / ess - 1 / k).clamp_min(0).mul(k / (k - 1)).sqrt() if k > 1 else unknown,
         "rise": iwae(drawn) - pooled(log_w, k // 2) if k > 1 else unknown,
         "resampled": _resampled(log_w, keys),
+        "replicates": _replicates(log_w, keys),
     }
     if curve:
         columns["curve"] = torch.stack([pooled(log_w, size) for size in curve_sizes(k)], 1)
@@ -82,6 +84,20 @@ def pooled(log_w: Tensor, size: int) -> Tensor:
     """
     groups = len(log_w) // size
     return (log_w[: groups * size].unflatten(0, (groups, size)).logsumexp(1) - math.log(size)).mean(0)
+
+
+def _replicates(log_w: Tensor, keys: Tensor) -> Tensor:
+    """Return bootstrap replicates of the bound, ``(B, n)``: of the means of up to 100 groups of particles.
+
+    Reference: B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 1979,
+    https://doi.org/10.1214/aos/1176344552.
+    """
+    size = -(-len(log_w) // KEPT)
+    groups = log_w[: len(log_w) // size * size].unflatten(0, (-1, size)).logsumexp(1) - math.log(size)
+    count, n = len(groups), min(KEPT, len(log_w))
+    places = torch.arange(1, n * count + 1, device=keys.device)
+    picked = (mixed(mixed(keys + 1).unsqueeze(-1) + places) >> 11 & (2**53 - 1)) % count
+    return (groups.mT.gather(1, picked).unflatten(1, (n, count)).logsumexp(-1) - math.log(count)).contiguous()
 
 
 def _resampled(log_w: Tensor, keys: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Estimate log-likelihoods by importance sampling, a chunk of particles of a batch of data at a time."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -12,18 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_vae import contract
-from ppl_vae.batches import Batch, source
+from ppl_vae.batches import Batch, Source, source
 from ppl_vae.checking import check
 from ppl_vae.compiling import check_compile
 from ppl_vae.data.splits import Splits
 from ppl_vae.estimates import curve_sizes, estimates
 from ppl_vae.evaluation import Evaluation
-from ppl_vae.importance import Weights
+from ppl_vae.importance import Weights, can_be_keyed
 from ppl_vae.noise import datum_keys, told_apart
 from ppl_vae.parallel import Workers, workers
 from ppl_vae.programs import Program, Programs, own_parameters, program_name, undisturbed
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.recording import Record
+from ppl_vae.redrawing import Redraw
 
 __all__ = ["evaluate"]
 
@@ -117,11 +120,14 @@ def evaluate(
             "sizes": curve_sizes(particles) if curve else [],
             **_measures(model, first),
         }
-        weights = Weights(model, guide, programs, particles, chunk, compile, planned)
+        keyed = can_be_keyed(model, guide, first)
+        weights = Weights(model, guide, programs, particles, chunk, compile, planned, keyed)
         with record.kept():
             for batch in chain([first], map(programs.on_device, stream)):
                 _take(record, weights, batch, curve, together, bar)
-    return Evaluation.of(record.settings, record.facts, record.columns())
+    again = partial(_numbered, batches, programs, seed)
+    redraw = Redraw(model, guide, programs, again, lambda: digest(programs) == record.settings["programs"], seed)
+    return Evaluation.of(record.settings, record.facts, record.columns(), redraw if keyed else None)
 
 
 def digest(programs: Programs) -> str:
@@ -158,6 +164,13 @@ def _measures(model: Program, batch: Batch) -> dict[str, Any]:
         return {"dims": None, "mass": False}
     (site,) = sites
     return {"dims": site["fn"].event_shape.numel(), "mass": site["fn"].support.is_discrete}
+
+
+def _numbered(batches: Source, programs: Programs, seed: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches with the keys of their data."""
+    times: Counter = Counter()
+    for batch in map(programs.on_device, batches):
+        yield batch, told_apart(datum_keys(batch, seed), times)
 
 
 def _first(stream: Iterator[Batch]) -> Batch:

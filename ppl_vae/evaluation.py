@@ -1,15 +1,18 @@
 """What an evaluation found: estimates with their errors, in numbers and in words."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ppl_vae.recording import read_record
+
+if TYPE_CHECKING:
+    from ppl_vae.redrawing import Redraw
 
 __all__ = ["Evaluation"]
 
@@ -46,7 +49,8 @@ class Evaluation:
         dims: numbers in a datum x; None where parts of it are masked or several sites are observed.
         mass: whether the likelihood is a mass function (of discrete data), not a density.
         resampled: numbers of particles drawn in proportion to their weights, ``(N, n)``.
-        redraw: gives those particles, ``{site: (N, n, *event)}``, and more for `to_arviz`; None after `load`.
+        replicates: what the estimates might have been, ``(N, n)``: bootstrap replicates of each ``log_px``.
+        redraw: gives those particles again, and more for `to_arviz`; None after `load`.
 
     Reference: rate and distortion as in A. Alemi et al., "Fixing a Broken ELBO", ICML 2018,
     https://arxiv.org/abs/1711.00464.
@@ -67,7 +71,8 @@ class Evaluation:
     dims: int | None = None
     mass: bool = False
     resampled: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
-    redraw: Callable[..., Any] | None = None
+    replicates: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    redraw: "Redraw | None" = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
@@ -92,12 +97,18 @@ class Evaluation:
         return cls.of(found["settings"], found["facts"], found["columns"])
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], facts: Mapping[str, Any], columns: Mapping[str, Tensor]) -> "Evaluation":
+    def of(
+        cls,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        columns: Mapping[str, Tensor],
+        redraw: "Redraw | None" = None,
+    ) -> "Evaluation":
         """Return the evaluation that a record holds."""
         own = {name: column for name, column in columns.items() if name not in ("keys", "curve")}
         facts = dict(facts)
         curve = dict(zip(facts.pop("sizes"), columns["curve"].unbind(1) if "curve" in columns else (), strict=True))
-        return cls(**own, **facts, particles=settings["particles"], seed=settings["seed"], curve=curve)
+        return cls(**own, **facts, particles=settings["particles"], seed=settings["seed"], curve=curve, redraw=redraw)
 
     def __len__(self) -> int:
         """The number of data N."""
@@ -194,6 +205,40 @@ class Evaluation:
             found, repair = ("a mass function", "leave levels out") if self.mass else ("a density", "give levels=256")
             raise ValueError(f"levels: the likelihood is {found}; {repair}, or the number that its data have")
         return -self.mean / (self.dims * math.log(2)) + math.log2(levels or 1)
+
+    def to_arviz(self, predictive: int = 100) -> Any:
+        """Return the evaluation as ArviZ has it: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
+
+        Groups and their axes, after ``chain`` (one) and ``draw``: ``posterior`` (latents by datum, resampled in
+        proportion to their weights), ``posterior_predictive`` and ``observed_data`` (of the first data), ``prior`` and
+        ``prior_predictive`` (as many), ``log_likelihood`` (by datum), ``constant_data`` (the columns of this
+        object). Of a loaded evaluation, whose programs are not at hand, the last two.
+
+        The log-likelihood of a datum is marginal, its latents integrated out; its draws are bootstrap replicates of
+        the importance-sampling estimate. So ``az.loo`` agrees with ``log_px`` up to Monte Carlo error, ``p_loo``
+        is about that error, and ``az.compare`` compares models as `mean` does. (Given draws of the latents, it
+        would compare how well a datum is reconstructed.)
+
+        Args:
+            predictive: for how many of the data to draw new ones.
+
+        Raises:
+            RuntimeError: the programs' parameters have changed since.
+
+        Reference: E. Merkle, D. Furr, S. Rabe-Hesketh, "Bayesian Comparison of Latent Variable Models:
+        Conditional Versus Marginal Likelihoods", Psychometrika 2019, https://arxiv.org/abs/1802.04452.
+
+        Example:
+            >>> from ppl_vae.guides.exact import Exact
+            >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+            >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+            >>> inference = pv.evaluate(model, Exact(model), x, particles=50).to_arviz()
+            >>> inference["posterior"]["z"].dims
+            ('chain', 'draw', 'datum', 'z_dim_0')
+        """
+        from ppl_vae.exporting import inference_data
+
+        return inference_data(self, predictive)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values; None where one is not known."""

@@ -18,7 +18,7 @@ from ppl_vae.remarks import remark
 from ppl_vae.remembering import Remembered
 from ppl_vae.weighing import weigh
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "can_be_keyed"]
 
 
 class Weights:
@@ -32,6 +32,7 @@ class Weights:
         chunk: particles at a time.
         compile: see `ppl_vae.evaluate`.
         planned: chunks of all batches, if known.
+        keyed: whether draws belong to data and particles (see `can_be_keyed`).
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -52,11 +53,11 @@ class Weights:
         chunk: int,
         compile: bool | str = "auto",  # noqa: A002 - the public name
         planned: int | None = None,
+        keyed: bool = True,
     ):
         self.model, self.guide, self.programs = model, guide, programs
-        self.particles, self.chunk = particles, chunk
+        self.particles, self.chunk, self.keyed = particles, chunk, keyed
         self.drawn = Compiled(self._drawn, programs, (model, guide), compile=compile, planned=planned)
-        self._keyed: bool | None = None
         self._encoding: AbstractContextManager = nullcontext()
 
     def __call__(
@@ -92,27 +93,13 @@ class Weights:
         return self.drawn((*batch, keys, numbers.expand(len(keys), -1)))
 
     def _prepare(self, batch: Batch, keys: Tensor, start: int) -> None:
-        if self._keyed is None:
-            self._keyed = self._can_be_keyed(batch, keys)
-        if not self._keyed:  # so that what comes does not depend on what went before
+        if not self.keyed:  # so that what comes does not depend on what went before
             torch.manual_seed(int(keys[0]) + start)
         self._encoding = Remembered((*batch, *self.programs.tensors().values()))
 
-    def _can_be_keyed(self, batch: Batch, keys: Tensor) -> bool:
-        """Tell whether draws can be given to data and particles one by one; say so where they cannot."""
-        rows = (*(part[:2] for part in batch), keys[:2], torch.zeros_like(keys[:2]).unsqueeze(-1))
-        self._keyed = True
-        try:
-            with torch.no_grad():
-                self._drawn({}, rows)
-        except CannotKey as error:
-            remark(f"evaluate: {error}, so that results depend on batch_size, chunk and the order of the data")
-            return False
-        return True
-
     def _drawn(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Mapping[str, Any]:
         *batch, keys, numbers = inputs
-        rule = Keyed(keys, numbers) if self._keyed else None
+        rule = Keyed(keys, numbers) if self.keyed else None
         particles = weigh(self.model, self._encoded, tuple(batch), numbers.shape[1], draw=rule)
         return {
             "log_w": particles.log_per_draw(particles.log_w),
@@ -125,6 +112,26 @@ class Weights:
     def _encoded(self, *batch: Tensor) -> Any:
         with self._encoding:
             return self.guide(*batch)
+
+
+def can_be_keyed(model: Program, guide: Program, batch: Batch) -> bool:
+    """Tell whether a guide's draws can be given to data and particles one by one; say so where they cannot.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> can_be_keyed(VAE(), Normal(), (torch.ones(2, 784),))
+        True
+    """
+    rows = tuple(part[:2] for part in batch)
+    numbers = torch.zeros(len(rows[0]), 1, dtype=torch.long, device=rows[0].device)
+    try:
+        with torch.no_grad():
+            weigh(model, guide, rows, 1, draw=Keyed(numbers[:, 0], numbers))
+    except CannotKey as error:
+        remark(f"evaluate: {error}, so that results depend on batch_size, chunk and the order of the data")
+        return False
+    return True
 
 
 def _distortion(particles: Particles) -> Tensor:

@@ -1,0 +1,117 @@
+"""Evaluations in the form of ArviZ."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppl_vae.evaluation import Evaluation
+
+__all__ = ["inference_data"]
+
+COLUMNS = ("log_px", "elbo", "debiased", "distortion", "ess", "khat", "log_px_error", "rise")
+# Groups whose variables have a chain and draws.
+SAMPLED = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood"}
+
+
+def inference_data(evaluation: "Evaluation", predictive: int = 100) -> Any:
+    """Return an evaluation as ArviZ's ``InferenceData`` (0.x) or ``DataTree`` (1.x); see `Evaluation.to_arviz`.
+
+    Example:
+        >>> from ppl_vae.guides.exact import Exact
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+        >>> inference = inference_data(pv.evaluate(model, Exact(model), x, particles=50), predictive=3)
+        >>> inference["posterior_predictive"]["x"].shape
+        (1, 50, 3, 6)
+    """
+    columns = {name: getattr(evaluation, name) for name in COLUMNS}
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "log_likelihood": {"log_px": evaluation.replicates.mT},
+        "constant_data": {name: column for name, column in columns.items() if len(column) == len(evaluation)},
+    }
+    axes = {"log_likelihood": "datum", "constant_data": "datum"}
+    if evaluation.redraw is not None:
+        groups |= _redrawn(evaluation, min(predictive, len(evaluation)))
+        axes |= {"posterior": "datum"} | dict.fromkeys(PER_ROW, "row")
+    return _from_dict({name: values for name, values in groups.items() if values}, axes, evaluation)
+
+
+PER_ROW = ("posterior_predictive", "observed_data", "prior", "prior_predictive")
+
+
+def _redrawn(evaluation: "Evaluation", rows: int) -> dict[str, Mapping[str, Tensor]]:
+    redraw, numbers = evaluation.redraw, evaluation.resampled
+    posterior, observed = redraw.posterior(numbers), redraw.observed(rows)
+    prior = redraw.prior(numbers.shape[1], rows)
+    return {
+        "posterior": posterior,
+        "posterior_predictive": redraw.predictive(numbers, rows),
+        "observed_data": observed,
+        "prior": {name: value for name, value in prior.items() if name not in observed},
+        "prior_predictive": {name: value for name, value in prior.items() if name in observed},
+    }
+
+
+def _from_dict(groups: Mapping[str, Mapping[str, Tensor]], axes: Mapping[str, str], evaluation: "Evaluation") -> Any:
+    import arviz
+
+    arrays = {
+        group: {name: _array(value, group in SAMPLED) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+    dims = {
+        (group, name): [axes[group], *(f"{name}_dim_{i}" for i in range(array.ndim - 1 - 2 * (group in SAMPLED)))]
+        for group, values in arrays.items()
+        for name, array in values.items()
+    }
+    attrs = {
+        "inference_library": "ppl_vae",
+        "inference_library_version": version("ppl-vae"),
+        "subject": evaluation.subject,
+        "particles": evaluation.particles,
+        "seed": evaluation.seed,
+    }
+    if int(arviz.__version__.split(".")[0]) < 1:
+        return _inference_data(arrays, dims, attrs)
+    return _data_tree(arrays, dims, attrs)
+
+
+def _array(value: Tensor, sampled: bool) -> Any:
+    array = value.detach().cpu().numpy()
+    return array[None] if sampled else array
+
+
+def _inference_data(arrays: Mapping[str, Mapping[str, Any]], dims: Mapping[Any, list[str]], attrs: Any) -> Any:
+    """Return what ArviZ 0.x works on. Groups have axes of their own, and so are made one by one."""
+    import arviz
+
+    datasets = {
+        group: arviz.dict_to_dataset(
+            dict(values),
+            dims={name: dims[group, name] for name in values},
+            default_dims=None if group in SAMPLED else [],
+            attrs=attrs,
+        )
+        for group, values in arrays.items()
+    }
+    return arviz.InferenceData(**datasets)
+
+
+def _data_tree(arrays: Mapping[str, Mapping[str, Any]], dims: Mapping[Any, list[str]], attrs: Any) -> Any:
+    """Return what ArviZ 1.x works on."""
+    import arviz_base
+    import xarray
+
+    datasets = {
+        group: arviz_base.dict_to_dataset(
+            dict(values),
+            dims={name: dims[group, name] for name in values},
+            sample_dims=["chain", "draw"] if group in SAMPLED else [],
+            attrs=attrs,
+        )
+        for group, values in arrays.items()
+    }
+    return xarray.DataTree.from_dict({f"/{group}": dataset for group, dataset in datasets.items()})

@@ -1,0 +1,141 @@
+"""Draws of the posterior and of new data, made again from an evaluation's particles when somebody asks for them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from torch import Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch
+from ppl_vae.noise import Keyed
+from ppl_vae.particles import Particles
+from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
+from ppl_vae.sampling import sample
+from ppl_vae.weighing import weigh
+
+__all__ = ["Redraw"]
+
+
+class Redraw:
+    """The particles of an evaluation by their numbers.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program with the same arguments.
+        programs: both.
+        batches: makes an iterator over batches and their keys, those of the evaluation.
+        unchanged: tells whether the programs are as they were then.
+        seed: for new data.
+
+    Example:
+        >>> from ppl_vae.guides.exact import Exact
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+        >>> evaluation = pv.evaluate(model, Exact(model), x, particles=50)
+        >>> evaluation.redraw.posterior(evaluation.resampled)["z"].shape
+        torch.Size([50, 10, 2])
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        programs: Programs,
+        batches: Callable[[], Iterator[tuple[Batch, Tensor]]],
+        unchanged: Callable[[], bool],
+        seed: int,
+    ):
+        self.model, self.guide, self.programs = model, guide, programs
+        self.batches, self.unchanged, self.seed = batches, unchanged, seed
+
+    def posterior(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Return latents of these particles, ``(n, N, *event)`` by site, those summed out drawn given the others.
+
+        Args:
+            numbers: of particles, ``(N, n)``.
+
+        Raises:
+            RuntimeError: the programs' parameters have changed since the evaluation.
+        """
+        return _joined(latents for latents, _ in self._drawn(numbers))
+
+    def predictive(self, numbers: Tensor, rows: int) -> dict[str, Tensor]:
+        """Return new data given the latents of these particles of the first data, ``(n, rows, *event)`` by site."""
+        found = _joined(new for _, new in self._drawn(numbers[:rows]))
+        return {name: draws[:, :rows] for name, draws in found.items()}
+
+    def observed(self, rows: int) -> dict[str, Tensor]:
+        """Return the values of the observed sites of the first data, ``(rows, *event)``."""
+        found: list[dict[str, Tensor]] = []
+        with undisturbed(self.programs, self.seed, training=False), own_parameters(), torch.no_grad():
+            for batch, _ in self.batches():
+                sites = _observed(poutine.trace(self.model).get_trace(*batch))
+                found.append({name: site["value"] for name, site in sites.items()})
+                if sum(len(next(iter(values.values()))) for values in found) >= rows:
+                    break
+        return {name: value[:rows] for name, value in _joined(iter(found), axis=0).items()}
+
+    def prior(self, draws: int, rows: int) -> dict[str, Tensor]:
+        """Return latents and data of the model itself, ``(draws, rows, *event)`` by site."""
+        ((first, _),) = islice(self.batches(), 1)
+        drawn = sample(self.model, like=first, n=draws * rows, seed=self.seed)
+        return {name: value.unflatten(0, (draws, rows)) for name, value in drawn.items()}
+
+    def _drawn(self, numbers: Tensor) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        if not self.unchanged():
+            raise RuntimeError("the programs' parameters have changed since the evaluation; call pv.evaluate again")
+        done = 0
+        with undisturbed(self.programs, self.seed, training=False), torch.no_grad():
+            for batch, keys in self.batches():
+                own = numbers[done : done + len(keys)].long().to(keys.device)
+                done += len(keys)
+                if len(own) == 0:
+                    return
+                batch = tuple(part[: len(own)] for part in batch)
+                particles = weigh(self.model, self.guide, batch, own.shape[1], draw=Keyed(keys[: len(own)], own))
+                yield self._of(batch, particles)
+
+    def _of(self, batch: Batch, particles: Particles) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return latents and new data of a batch."""
+        shape = torch.Size([len(particles), len(batch[0])])
+        with own_parameters():
+            guides = contract.latents(poutine.trace(self.guide).get_trace(*batch))
+        chosen = _chosen(particles, shape, {name: site["fn"].event_dim for name, site in guides.items()})
+        rows = tuple(part.repeat(len(particles), *[1] * (part.dim() - 1)) for part in batch)
+        conditioned = poutine.condition(self.model, data={name: v.flatten(0, 1) for name, v in chosen.items()})
+        with own_parameters(), pyro.validation_enabled(False):
+            full = infer_discrete(conditioned, first_available_dim=-2) if particles.summed else conditioned
+            trace = poutine.trace(full).get_trace(*rows)
+        summed = {name: trace.nodes[name]["value"].unflatten(0, shape) for name in particles.summed}
+        new = {name: site["fn"].sample().unflatten(0, shape) for name, site in _observed(trace).items()}
+        return {**chosen, **summed}, {name: value for name, value in new.items() if name not in chosen}
+
+
+def _chosen(particles: Particles, shape: torch.Size, event_dims: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the drawn values ``(K, B, *event)``; of those that the guide enumerates one each, by its weight."""
+    if not particles.enumerated:
+        return dict(particles.values)
+    log_w = (particles.log_w + particles.log_mass).flatten(0, -3)  # (V, K, B)
+    values = particles.log_w.shape[:-2]
+    index = torch.distributions.Categorical(logits=log_w.movedim(0, -1)).sample()  # (K, B)
+    chosen = {}
+    for name, value in particles.values.items():
+        event = value.shape[value.dim() - event_dims[name] :]
+        each = value.expand(*values, *shape, *event).flatten(0, len(values) - 1)
+        at = index.reshape(1, *shape, *[1] * len(event)).expand(1, *shape, *event)
+        chosen[name] = each.gather(0, at).squeeze(0)
+    return chosen
+
+
+def _observed(trace: Any) -> dict[str, contract.Site]:
+    return {name: site for name, site in contract.observed(trace).items() if not contract.is_factor(site)}
+
+
+def _joined(parts: Iterator[Mapping[str, Tensor]], axis: int = 1) -> dict[str, Tensor]:
+    parts = [{name: value.cpu() for name, value in part.items()} for part in parts]
+    return {name: torch.cat([part[name] for part in parts], axis) for name in parts[0]}
