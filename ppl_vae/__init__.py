@@ -4,7 +4,7 @@ Running a guide against a model gives K weighted particles per datum; every boun
 estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
-from ppl_vae import data, nets, objectives
+from ppl_vae import data, nets, objectives, quality
 from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluating import evaluate
@@ -35,6 +35,7 @@ __all__ = [
     "gradient_statistics",
     "nets",
     "objectives",
+    "quality",
     "reconstruct",
     "registered",
     "restore",

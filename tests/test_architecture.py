@@ -45,6 +45,9 @@ MAY_IMPORT = {
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
+    "two_samples": set(),
+    "features": {"batches", "data", "nets", "programs", "progress"},
+    "quality": {"features", "programs", "progress", "two_samples"},
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
 BOUNDS = {"vocabulary", "bounds", "discrete", "parts", "paths", "weighted", "schedules", "relaxations", "options"}
