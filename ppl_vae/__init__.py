@@ -9,13 +9,14 @@ from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.fitted import Fit
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
 from ppl_vae.svi import Info
-from ppl_vae.training import Fit, fit, restore
+from ppl_vae.training import fit, restore
 from ppl_vae.weighing import weigh
 
 __all__ = [

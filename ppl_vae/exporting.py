@@ -1,6 +1,6 @@
 """Evaluations in the form of ArviZ."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,24 @@ def inference_data(evaluation: "Evaluation", predictive: int = 100) -> Any:
         groups |= _redrawn(evaluation, min(predictive, len(evaluation)))
         axes |= {"posterior": "datum"} | dict.fromkeys(PER_ROW, "row")
     return _from_dict({name: values for name, values in groups.items() if values}, axes, evaluation)
+
+
+def with_history(inference: Any, history: Mapping[str, Sequence[float]]) -> Any:
+    """Return the same with the columns of a training history in ``constant_data``, along ``epoch``.
+
+    Example:
+        >>> from ppl_vae.guides.exact import Exact
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+        >>> inference = pv.evaluate(model, Exact(model), x, particles=50).to_arviz()
+        >>> inference = with_history(inference, {"epoch": [1, 2], "train_bound": [-5.0, -4.0]})
+        >>> inference["constant_data"]["train_bound"].values
+        array([-5., -4.])
+    """
+    columns = {name: ("epoch", list(column)) for name, column in history.items() if name != "epoch"}
+    told = inference["constant_data"].assign_coords(epoch=list(history["epoch"])).assign(columns)
+    inference["constant_data"] = told
+    return inference
 
 
 PER_ROW = ("posterior_predictive", "observed_data", "prior", "prior_predictive")

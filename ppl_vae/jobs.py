@@ -20,10 +20,11 @@ from ppl_vae.checking import supports
 from ppl_vae.data import binarized, load
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.fitted import Fit
 from ppl_vae.optimizers import adam
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample
-from ppl_vae.training import Fit, fit
+from ppl_vae.training import fit
 
 __all__ = ["Job", "Settings"]
 

@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ppl_vae import runs
 from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
+from ppl_vae.fitted import Fit
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.parallel import LostWorker, workers
@@ -26,41 +26,9 @@ from ppl_vae.pyro_step import check_callable, check_elbo
 from ppl_vae.steps import Step, svi_step
 from ppl_vae.svi import SVIStep, check_options
 
-__all__ = ["Fit", "fit", "restore"]
+__all__ = ["fit", "restore"]
 
 Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
-
-
-@dataclass(repr=False)
-class Fit:
-    """What training did.
-
-    Attributes:
-        history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
-            ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
-            ``"seconds"`` since the start.
-        best: the epoch whose parameters the programs now have, and its bound. The best one on the
-            validation data, the last one without them.
-        out: the run folder, or None.
-        graphs: how many graphs were compiled for training and validation; 0 where all ran eagerly.
-    """
-
-    history: dict[str, list[float]] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    out: Path | None = None
-    graphs: int = 0
-
-    def __str__(self) -> str:
-        epochs, seconds = len(self.history["epoch"]), self.history["seconds"][-1]
-        held_out = "valid_bound" in self.history
-        kept = "best on the validation data" if held_out else "the last"
-        how = f" ({self.graphs} compiled graph{'s' * (self.graphs > 1)})" if self.graphs else ""
-        return (
-            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s{how}; kept epoch "
-            f"{self.best['epoch']:.0f} ({kept}): {self.best['bound']:.3f} nats per datum"
-        )
-
-    __repr__ = __str__
 
 
 def fit(
@@ -169,7 +137,10 @@ def fit(
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
         if isinstance(step, SVIStep) and train.batches:
             step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
-        return _Loop(step, train, held_out, epochs, seed, folder, progress).run()
+        result = _Loop(step, train, held_out, epochs, seed, folder, progress).run()
+    held = None if valid is None else ("validation", valid)
+    result.trained = None if model is None else (model, guide, *(held or ("training", data)))
+    return result
 
 
 def _unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "noise": {"batches"},
     "remembering": set(),
     "estimates": {"diagnostics", "noise", "objectives", "particles"},
-    "evaluation": {"recording"},
+    "evaluation": {"exporting", "recording", "redrawing"},
     "recording": {"parallel", "runs"},
     "importance": {
         *("batches", "compiling", "noise", "objectives", "particles", "programs", "remarks", "remembering", "weighing"),
