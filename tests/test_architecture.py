@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
+    "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
