@@ -6,10 +6,12 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 
 from ppl_vae import data, nets, objectives
 from ppl_vae.checking import check
+from ppl_vae.codes import perplexity
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
+from ppl_vae.latents import active_units
 from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
@@ -25,6 +27,7 @@ __all__ = [
     "Info",
     "Particles",
     "Path",
+    "active_units",
     "check",
     "data",
     "decode",
@@ -34,6 +37,7 @@ __all__ = [
     "gradient_statistics",
     "nets",
     "objectives",
+    "perplexity",
     "reconstruct",
     "registered",
     "restore",

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
+    "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
+    "codes": {"contract", "latents", "objectives", "programs"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
@@ -47,6 +49,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+    *("active_units", "perplexity"),
 }
 
 
@@ -109,7 +112,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct"):
+    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "perplexity"):
         assert callable(getattr(pv, verb))
 
 
