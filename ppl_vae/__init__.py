@@ -5,6 +5,7 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
 from ppl_vae import data, nets, objectives
+from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
 from ppl_vae.contract import ContractError
@@ -15,6 +16,7 @@ from ppl_vae.latents import active_units
 from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
+from ppl_vae.surgery import elbo_surgery
 from ppl_vae.svi import Info
 from ppl_vae.training import Fit, fit, restore
 from ppl_vae.weighing import weigh
@@ -28,9 +30,11 @@ __all__ = [
     "Particles",
     "Path",
     "active_units",
+    "aggregate_kl",
     "check",
     "data",
     "decode",
+    "elbo_surgery",
     "evaluate",
     "exact_gradient",
     "fit",

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
+    "figures": {"batches", "crossing", "objectives", "programs", "progress"},
     "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
     "codes": {"contract", "latents", "objectives", "programs"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
@@ -49,7 +50,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
-    *("active_units", "perplexity"),
+    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity"),
 }
 
 
