@@ -5,16 +5,20 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
 from ppl_vae import data, nets, objectives, quality
+from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.checking import check
+from ppl_vae.codes import perplexity
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.fitted import Fit
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
+from ppl_vae.latents import active_units
 from ppl_vae.particles import Particles, Path
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
+from ppl_vae.surgery import elbo_surgery
 from ppl_vae.svi import Info
 from ppl_vae.training import fit, restore
 from ppl_vae.weighing import weigh
@@ -27,15 +31,19 @@ __all__ = [
     "Info",
     "Particles",
     "Path",
+    "active_units",
+    "aggregate_kl",
     "check",
     "data",
     "decode",
+    "elbo_surgery",
     "evaluate",
     "exact_gradient",
     "fit",
     "gradient_statistics",
     "nets",
     "objectives",
+    "perplexity",
     "quality",
     "reconstruct",
     "registered",

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ppl_vae import contract
-from ppl_vae.batches import Batch, Source, source
+from ppl_vae.batches import Batch, Source
 from ppl_vae.checking import check
 from ppl_vae.compiling import check_compile
+from ppl_vae.crossing import to_evaluate
 from ppl_vae.data.splits import Splits
 from ppl_vae.estimates import curve_sizes, estimates
 from ppl_vae.evaluation import Evaluation
@@ -101,9 +101,7 @@ def evaluate(
             raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
     check_compile(compile)
     subject = _subject(model, guide, data) if subject is None else subject
-    if isinstance(data, DataLoader) and data.drop_last:
-        raise ValueError("data: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
-    batches = source(data.test if isinstance(data, Splits) else data, batch_size)
+    batches = to_evaluate(data, batch_size)
     programs, together = Programs(model, guide), workers()
     planned = batches.batches and batches.batches * -(-particles // chunk)
     progress = progress if together is None or together.leads else False

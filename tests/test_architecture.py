@@ -44,6 +44,10 @@ MAY_IMPORT = {
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
+    "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
+    "figures": {"batches", "crossing", "objectives", "programs", "progress"},
+    "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
+    "codes": {"contract", "latents", "objectives", "programs"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
     "two_samples": set(),
     "features": {"batches", "data", "nets", "programs", "progress"},
@@ -57,6 +61,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity"),
 }
 
 
@@ -119,7 +124,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct"):
+    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "perplexity"):
         assert callable(getattr(pv, verb))
 
 
