@@ -32,7 +32,7 @@ PAIR = WORKLOADS["elbo-400"]
 def ours(x: Tensor, chunk: int, compiled: bool) -> Contender:
     """Return what `pv.evaluate` does for a chunk."""
     model, guide = PAIR.pair()
-    weights, keys = Weights(model, guide, Programs(model, guide), chunk, chunk, compiled), datum_keys((x,), 0)
+    weights, keys = Weights(model, guide, Programs(model, guide), chunk, chunk, compiled), datum_keys((x,))
 
     def run() -> Tensor:
         return weights((x,), keys)[0]

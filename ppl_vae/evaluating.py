@@ -168,7 +168,7 @@ def _numbered(batches: Source, programs: Programs, seed: int) -> Iterator[tuple[
     """Yield batches with the keys of their data."""
     times: Counter = Counter()
     for batch in map(programs.on_device, batches):
-        yield batch, told_apart(datum_keys(batch, seed), times)
+        yield batch, told_apart(datum_keys(batch), times, seed)
 
 
 def _first(stream: Iterator[Batch]) -> Batch:
@@ -186,8 +186,8 @@ def _check_alike(programs: Programs, together: Workers | None) -> None:
 
 def _take(record: Record, weights: Weights, batch: Batch, curve: bool, together: Workers | None, bar: Bar) -> None:
     """Take what is not finished of the next batch into a record."""
-    start, keys = record.met, datum_keys(batch, record.settings["seed"])
-    done, apart = record.meet(keys), told_apart(keys, record.times)
+    start, keys = record.met, datum_keys(batch)
+    done, apart = record.meet(keys), told_apart(keys, record.times, record.settings["seed"])
     if done == len(keys):
         bar.advance(by=-(-weights.particles // weights.chunk))
         return

@@ -48,6 +48,7 @@ class Evaluation:
         curve: K to the bound on so many particles, ``(N,)``, from the same draws; empty unless asked for.
         dims: numbers in a datum x; None where parts of it are masked or several sites are observed.
         mass: whether the likelihood is a mass function (of discrete data), not a density.
+        keys: what tells data apart, ``(N,)``: a hash of each one's content.
         resampled: numbers of particles drawn in proportion to their weights, ``(N, n)``.
         replicates: what the estimates might have been, ``(N, n)``: bootstrap replicates of each ``log_px``.
         redraw: gives those particles again, and more for `to_arviz`; None after `load`.
@@ -70,6 +71,7 @@ class Evaluation:
     curve: Mapping[int, Tensor] = field(default_factory=dict)
     dims: int | None = None
     mass: bool = False
+    keys: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     resampled: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int32))
     replicates: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     redraw: "Redraw | None" = None
@@ -105,7 +107,7 @@ class Evaluation:
         redraw: "Redraw | None" = None,
     ) -> "Evaluation":
         """Return the evaluation that a record holds."""
-        own = {name: column for name, column in columns.items() if name not in ("keys", "curve")}
+        own = {name: column for name, column in columns.items() if name != "curve"}
         facts = dict(facts)
         curve = dict(zip(facts.pop("sizes"), columns["curve"].unbind(1) if "curve" in columns else (), strict=True))
         return cls(**own, **facts, particles=settings["particles"], seed=settings["seed"], curve=curve, redraw=redraw)
@@ -206,13 +208,13 @@ class Evaluation:
             raise ValueError(f"levels: the likelihood is {found}; {repair}, or the number that its data have")
         return -self.mean / (self.dims * math.log(2)) + math.log2(levels or 1)
 
-    def to_arviz(self, predictive: int = 100) -> Any:
+    def to_arviz(self, rows: int = 100) -> Any:
         """Return the evaluation as ArviZ has it: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
 
-        Groups and their axes, after ``chain`` (one) and ``draw``: ``posterior`` (latents by datum, resampled in
-        proportion to their weights), ``posterior_predictive`` and ``observed_data`` (of the first data), ``prior`` and
-        ``prior_predictive`` (as many), ``log_likelihood`` (by datum), ``constant_data`` (the columns of this
-        object). Of a loaded evaluation, whose programs are not at hand, the last two.
+        Groups: ``posterior`` (latents of the first data, resampled in proportion to their weights),
+        ``posterior_predictive``, ``observed_data``, ``prior`` and ``prior_predictive``, all by ``row``;
+        ``log_likelihood`` and ``constant_data`` (the columns of this object) of all data, by ``datum``. Of a loaded
+        evaluation, whose programs are not at hand, the last two.
 
         The log-likelihood of a datum is marginal, its latents integrated out; its draws are bootstrap replicates of
         the importance-sampling estimate. So ``az.loo`` agrees with ``log_px`` up to Monte Carlo error, ``p_loo``
@@ -220,7 +222,7 @@ class Evaluation:
         would compare how well a datum is reconstructed.)
 
         Args:
-            predictive: for how many of the data to draw new ones.
+            rows: for how many of the data to draw latents and new data.
 
         Raises:
             RuntimeError: the programs' parameters have changed since.
@@ -234,11 +236,11 @@ class Evaluation:
             >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
             >>> inference = pv.evaluate(model, Exact(model), x, particles=50).to_arviz()
             >>> inference["posterior"]["z"].dims
-            ('chain', 'draw', 'datum', 'z_dim_0')
+            ('chain', 'draw', 'row', 'z_dim_0')
         """
         from ppl_vae.exporting import inference_data
 
-        return inference_data(self, predictive)
+        return inference_data(self, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values; None where one is not known."""

@@ -1,7 +1,9 @@
 """Evaluations in the form of ArviZ."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -9,21 +11,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ppl_vae.evaluation import Evaluation
 
-__all__ = ["inference_data"]
+__all__ = ["inference_data", "with_history", "write_netcdf"]
 
 COLUMNS = ("log_px", "elbo", "debiased", "distortion", "ess", "khat", "log_px_error", "rise")
 # Groups whose variables have a chain and draws.
 SAMPLED = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood"}
 
 
-def inference_data(evaluation: "Evaluation", predictive: int = 100) -> Any:
+def inference_data(evaluation: "Evaluation", rows: int = 100) -> Any:
     """Return an evaluation as ArviZ's ``InferenceData`` (0.x) or ``DataTree`` (1.x); see `Evaluation.to_arviz`.
 
     Example:
         >>> from ppl_vae.guides.exact import Exact
         >>> from ppl_vae.models.linear_gaussian import LinearGaussian
         >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
-        >>> inference = inference_data(pv.evaluate(model, Exact(model), x, particles=50), predictive=3)
+        >>> inference = inference_data(pv.evaluate(model, Exact(model), x, particles=50), rows=3)
         >>> inference["posterior_predictive"]["x"].shape
         (1, 50, 3, 6)
     """
@@ -34,8 +36,8 @@ def inference_data(evaluation: "Evaluation", predictive: int = 100) -> Any:
     }
     axes = {"log_likelihood": "datum", "constant_data": "datum"}
     if evaluation.redraw is not None:
-        groups |= _redrawn(evaluation, min(predictive, len(evaluation)))
-        axes |= {"posterior": "datum"} | dict.fromkeys(PER_ROW, "row")
+        groups |= _redrawn(evaluation, min(rows, len(evaluation)))
+        axes |= dict.fromkeys(groups.keys() - axes.keys(), "row")
     return _from_dict({name: values for name, values in groups.items() if values}, axes, evaluation)
 
 
@@ -57,16 +59,13 @@ def with_history(inference: Any, history: Mapping[str, Sequence[float]]) -> Any:
     return inference
 
 
-PER_ROW = ("posterior_predictive", "observed_data", "prior", "prior_predictive")
-
-
 def _redrawn(evaluation: "Evaluation", rows: int) -> dict[str, Mapping[str, Tensor]]:
-    redraw, numbers = evaluation.redraw, evaluation.resampled
+    redraw, numbers = evaluation.redraw, evaluation.resampled[:rows]
     posterior, observed = redraw.posterior(numbers), redraw.observed(rows)
     prior = redraw.prior(numbers.shape[1], rows)
     return {
         "posterior": posterior,
-        "posterior_predictive": redraw.predictive(numbers, rows),
+        "posterior_predictive": redraw.predictive(numbers),
         "observed_data": observed,
         "prior": {name: value for name, value in prior.items() if name not in observed},
         "prior_predictive": {name: value for name, value in prior.items() if name in observed},
@@ -133,3 +132,20 @@ def _data_tree(arrays: Mapping[str, Mapping[str, Any]], dims: Mapping[Any, list[
         for group, values in arrays.items()
     }
     return xarray.DataTree.from_dict({f"/{group}": dataset for group, dataset in datasets.items()})
+
+
+def write_netcdf(evaluation: "Evaluation", path: Path, rows: int = 100) -> None:
+    """Write an evaluation as a NetCDF file, whole or not at all, for ``arviz.from_netcdf``.
+
+    Example:
+        >>> from ppl_vae.guides.exact import Exact
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
+        >>> write_netcdf(pv.evaluate(model, Exact(model), x, particles=50), tmp_path / "evaluation.nc")
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        inference_data(evaluation, rows).to_netcdf(str(part))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

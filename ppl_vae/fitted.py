@@ -44,7 +44,7 @@ class Fit:
 
     __repr__ = __str__
 
-    def to_arviz(self, particles: int = 1000, seed: int = 0, predictive: int = 100) -> Any:
+    def to_arviz(self, particles: int = 1000, seed: int = 0, rows: int = 100) -> Any:
         """Return the trained programs' posterior, predictions and log-likelihoods as ArviZ has them.
 
         The programs, as they are now, are evaluated on the validation data, or on the training data where there
@@ -54,7 +54,7 @@ class Fit:
         Args:
             particles: K, draws per datum.
             seed: seeds the draws.
-            predictive: for how many of the data to draw new ones.
+            rows: for how many of the data to draw latents and new data.
 
         Raises:
             ValueError: training was by a step that brought its own programs; evaluate them with `ppl_vae.evaluate`.
@@ -75,4 +75,4 @@ class Fit:
         model, guide, which, data = self.trained
         subject = f"{program_name(model)} (guide {program_name(guide)}), {which} data"
         evaluation = evaluate(model, guide, data, particles=particles, seed=seed, subject=subject)
-        return with_history(evaluation.to_arviz(predictive), self.history)
+        return with_history(evaluation.to_arviz(rows), self.history)

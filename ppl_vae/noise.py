@@ -58,17 +58,17 @@ def _shifted(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def datum_keys(batch: Batch, seed: int) -> Tensor:
-    """Return a key for each datum, made of its content and a seed, ``(B,)`` of int64.
+def datum_keys(batch: Batch) -> Tensor:
+    """Return a key for each datum, made of its content, ``(B,)`` of int64.
 
     Equal data have equal keys, in any batch and on any device; different ones by chance alone (2^-64).
 
     Example:
-        >>> keys = datum_keys((torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),), seed=0)
+        >>> keys = datum_keys((torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),))
         >>> bool(keys[0] == keys[2]), bool(keys[0] == keys[1])
         (True, False)
     """
-    total = torch.full((len(batch[0]),), _word(f"seed {seed}"), device=batch[0].device)
+    total = torch.zeros(len(batch[0]), dtype=torch.int64, device=batch[0].device)
     for i, part in enumerate(batch):
         words = _words(part)
         places = torch.arange(words.shape[1], device=words.device) * GOLDEN
@@ -88,24 +88,24 @@ def _words(part: Tensor) -> Tensor:
     return flat.long()
 
 
-def told_apart(keys: Tensor, times: Counter) -> Tensor:
-    """Return keys in which equal data differ, by how often they were met before.
+def told_apart(keys: Tensor, times: Counter, seed: int = 0) -> Tensor:
+    """Return keys for draws, which follow a seed, and in which equal data differ by how often they were met before.
 
     Args:
         keys: ``(B,)``.
         times: of each key so far; it is brought up to date.
+        seed: any whole number.
 
     Example:
-        >>> keys = told_apart(torch.tensor([7, 7, 8]), Counter())
-        >>> len(keys.unique()), bool(keys[0] == 7)
-        (3, True)
+        >>> len(told_apart(torch.tensor([7, 7, 8]), Counter()).unique())
+        3
     """
     before = []
     for key in keys.tolist():
         before.append(times[key])
         times[key] += 1
     counts = torch.tensor(before, device=keys.device)
-    return torch.where(counts > 0, mixed(keys + counts * GOLDEN), keys)
+    return mixed(keys + mixed(counts * GOLDEN + _word(f"seed {seed}")))
 
 
 class Keyed:
@@ -121,8 +121,8 @@ class Keyed:
     Example:
         >>> import pyro.distributions as dist
         >>> x, normal = torch.ones(3, 2), dist.Normal(torch.zeros(4, 3), 1.0)
-        >>> draws = Keyed(datum_keys((x,), 0), torch.arange(4).expand(3, 4))("z", normal)
-        >>> again = Keyed(datum_keys((x[:1],), 0), torch.tensor([[2]]))("z", dist.Normal(torch.zeros(1, 1), 1.0))
+        >>> draws = Keyed(datum_keys((x,)), torch.arange(4).expand(3, 4))("z", normal)
+        >>> again = Keyed(datum_keys((x[:1],)), torch.tensor([[2]]))("z", dist.Normal(torch.zeros(1, 1), 1.0))
         >>> bool(draws[2, 0] == again[0, 0])
         True
     """

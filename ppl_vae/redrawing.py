@@ -57,17 +57,16 @@ class Redraw:
         """Return latents of these particles, ``(n, N, *event)`` by site, those summed out drawn given the others.
 
         Args:
-            numbers: of particles, ``(N, n)``.
+            numbers: of particles, ``(N, n)``; the first data, where they are fewer.
 
         Raises:
             RuntimeError: the programs' parameters have changed since the evaluation.
         """
         return _joined(latents for latents, _ in self._drawn(numbers))
 
-    def predictive(self, numbers: Tensor, rows: int) -> dict[str, Tensor]:
-        """Return new data given the latents of these particles of the first data, ``(n, rows, *event)`` by site."""
-        found = _joined(new for _, new in self._drawn(numbers[:rows]))
-        return {name: draws[:, :rows] for name, draws in found.items()}
+    def predictive(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Return new data given the latents of these particles, ``(n, N, *event)`` by site."""
+        return _joined(new for _, new in self._drawn(numbers))
 
     def observed(self, rows: int) -> dict[str, Tensor]:
         """Return the values of the observed sites of the first data, ``(rows, *event)``."""

@@ -366,7 +366,7 @@ def test_good_guides_pass_and_poor_ones_are_told(wide):
     assert good.untrusted == 0
     narrow = pv.evaluate(model, Widened(model, 0.3), x, particles=1000)
     tail = narrow.warnings[0]
-    assert narrow.untrusted > 0.9
+    assert narrow.untrusted > 0.6
     assert "Pareto k-hat above 0.7" in tail
     assert "pv.ais" in tail
     assert "Warning: " in str(narrow)

@@ -1,12 +1,14 @@
 """Numbers that belong to data and particles: of the right distributions, and the same wherever they are drawn."""
 
+from collections import Counter
+
 import odds
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 
-from ppl_vae.noise import CannotKey, Keyed, datum_keys, mixed
+from ppl_vae.noise import CannotKey, Keyed, datum_keys, mixed, told_apart
 
 DATA, PARTICLES = 150, 200
 ONES = torch.ones(PARTICLES, DATA)
@@ -32,7 +34,8 @@ DISCRETE = {
 
 def keyed(data=DATA, particles=PARTICLES, seed=0):
     x = torch.arange(data).reshape(-1, 1) + torch.linspace(0, 1, 3)
-    return Keyed(datum_keys((x,), seed), torch.arange(particles).expand(data, particles))
+    keys = told_apart(datum_keys((x,)), Counter(), seed)
+    return Keyed(keys, torch.arange(particles).expand(data, particles))
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -97,11 +100,11 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_datum_draws_depends_on_nothing_beside_it(family):
     x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
-    keys, make = datum_keys((x,), 0), FAMILIES[family]
+    keys, make = datum_keys((x,)), FAMILIES[family]
     whole = Keyed(keys, torch.arange(6).expand(7, 6))("z", make(6, 7))
     some = torch.tensor([5, 2, 3])
     numbers = torch.tensor([[4, 1], [0, 5], [3, 3]])  # each datum's own particles
-    apart = Keyed(datum_keys((x[some],), 0), numbers)("z", make(2, 3))
+    apart = Keyed(datum_keys((x[some],)), numbers)("z", make(2, 3))
     torch.testing.assert_close(apart, whole[numbers.T, some])
 
 
@@ -114,21 +117,21 @@ def test_values_that_a_guide_enumerates_draw_apart():
 
 def test_keys_follow_the_content():
     x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    keys = datum_keys((x,), 0)
+    keys = datum_keys((x,))
     assert keys[0] == keys[2]
     assert keys[0] != keys[1]
-    assert torch.equal(datum_keys((x[1:],), 0), keys[1:])
-    labelled = datum_keys((x, torch.tensor([0, 1, 2])), 0)
+    assert torch.equal(datum_keys((x[1:],)), keys[1:])
+    labelled = datum_keys((x, torch.tensor([0, 1, 2])))
     assert len(labelled.unique()) == 3
     for dtype in (torch.float64, torch.bfloat16, torch.uint8, torch.bool, torch.int64):
-        assert len(datum_keys((x.to(dtype),), 0).unique()) == 2
+        assert len(datum_keys((x.to(dtype),)).unique()) == 2
 
 
 def test_many_sparse_data_have_keys_of_their_own():
     """Binary images differ in few bits, and those are the high ones of a float."""
     x = torch.eye(784).repeat(2, 1)
     x[784:, 0] = 1.0
-    assert len(datum_keys((x,), 0).unique()) == 2 * 784 - 1  # the first of both halves are equal
+    assert len(datum_keys((x,)).unique()) == 2 * 784 - 1  # the first of both halves are equal
 
 
 def test_hashing_spreads_every_bit():
