@@ -54,8 +54,14 @@ def with_history(inference: Any, history: Mapping[str, Sequence[float]]) -> Any:
         array([-5., -4.])
     """
     columns = {name: ("epoch", list(column)) for name, column in history.items() if name != "epoch"}
-    told = inference["constant_data"].assign_coords(epoch=list(history["epoch"])).assign(columns)
-    inference["constant_data"] = told
+    constant = inference["constant_data"]
+    in_tree = hasattr(constant, "to_dataset")  # ArviZ 1.x
+    dataset = constant.to_dataset() if in_tree else constant
+    dataset = dataset.assign_coords(epoch=list(history["epoch"])).assign(columns)
+    if in_tree:
+        constant.dataset = dataset
+    else:
+        inference["constant_data"] = dataset
     return inference
 
 
