@@ -8,6 +8,7 @@ from ppl_vae import data, nets, objectives, quality
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
+from ppl_vae.comparing import compare
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
@@ -34,6 +35,7 @@ __all__ = [
     "active_units",
     "aggregate_kl",
     "check",
+    "compare",
     "data",
     "decode",
     "elbo_surgery",

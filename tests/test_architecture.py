@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "estimates": {"diagnostics", "noise", "objectives", "particles"},
     "evaluation": {"exporting", "recording", "redrawing"},
     "recording": {"parallel", "runs"},
+    "comparing": {"evaluation"},
     "importance": {
         *("batches", "compiling", "noise", "objectives", "particles", "programs", "remarks", "remembering", "weighing"),
     },
