@@ -4,7 +4,7 @@ Here, and only here, strings become functions.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,16 +17,18 @@ from torch import nn
 
 from ppl_vae import nets, objectives, plots, runs, zoo
 from ppl_vae.checking import supports
+from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.exporting import write_netcdf
 from ppl_vae.fitted import Fit
 from ppl_vae.optimizers import adam
 from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.training import fit
 
-__all__ = ["Job", "Settings"]
+__all__ = ["Job", "Settings", "compared", "write_comparison"]
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,19 @@ class Job:
             config=self._recorded(),
         )
 
-    def evaluate(self, particles: int, seed: int) -> Evaluation:
-        """Estimate the log-likelihood of the test data."""
-        how = COMPILE[self.settings.compile]
-        return evaluate(self.model, self.guide, self.splits, particles=particles, seed=seed, compile=how)
+    def evaluate(self, folder: Path, particles: int, seed: int) -> Evaluation:
+        """Estimate the log-likelihood of the test data; what is finished is kept in the run folder."""
+        out = folder / f"{runs.evaluation_name(particles, seed)}.pt"
+        options = {"particles": particles, "seed": seed, "compile": COMPILE[self.settings.compile]}
+        return evaluate(self.model, self.guide, self.splits, curve=True, out=out, **options)
+
+    def write_evaluation(self, folder: Path, evaluation: Evaluation) -> list[Path]:
+        """Write an evaluation as JSON and for ArviZ; return all of its files."""
+        path = folder / runs.evaluation_name(evaluation.particles, evaluation.seed)
+        files = [path.with_suffix(suffix) for suffix in (".json", ".nc", ".pt")]
+        runs.write_json(files[0], evaluation.to_dict())
+        write_netcdf(evaluation, files[1])
+        return files
 
     def draw_learning_curve(self, history: Mapping[str, Any], folder: Path) -> Path:
         """Draw the bound against the epoch."""
@@ -196,6 +207,43 @@ class Job:
     def _images(self, means: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Return the means of the site that holds the data, whatever its name."""
         return next((mean for mean in means.values() if mean.shape[1:] == (self.x_dim,)), None)
+
+
+def compared(folders: Sequence[Path], particles: int | None = None, seed: int | None = None) -> Comparison:
+    """Compare the evaluations of finished runs.
+
+    Args:
+        folders: of the runs.
+        particles: which evaluation of a run to take; that with most draws if left out.
+        seed: likewise; any if left out.
+
+    Raises:
+        FileNotFoundError: a run has no such evaluation.
+    """
+    names = [str(folder) for folder in folders]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"runs: {', '.join(sorted(repeated))} is named more than once")
+    return compare({str(folder): _latest(folder, particles, seed) for folder in folders})
+
+
+def _latest(folder: Path, particles: int | None, seed: int | None) -> Evaluation:
+    """Return the evaluation of a run that has most draws, of those that fit."""
+    runs.read_config(folder)  # a folder of something else is told so
+    wanted = runs.evaluation_name("*" if particles is None else particles, "*" if seed is None else seed)
+    found = [Evaluation.load(path) for path in sorted(folder.glob(f"{wanted}.pt"))]
+    if not found:
+        which = "" if particles is None else f" --particles {particles}"
+        raise FileNotFoundError(f"{folder}: it has no {wanted}.pt; run ppl-vae evaluate {folder}{which} first")
+    return max(found, key=lambda evaluation: evaluation.particles)
+
+
+def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
+    """Write a comparison as Markdown and JSON into a new folder; return the files."""
+    folder = runs.new_folder(out)
+    files = [folder / "comparison.md", folder / "comparison.json"]
+    runs.write_text(files[0], comparison.to_markdown() + "\n")
+    runs.write_json(files[1], comparison.to_dict())
+    return files
 
 
 def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module:

@@ -1,7 +1,8 @@
 """Run folders: what a training run leaves behind, and how it is read again.
 
 ``config.toml`` the settings, ``metrics.csv`` a row per epoch, ``checkpoint.pt`` the best state (tensors
-only), ``evaluation.json`` the test log-likelihood, and pictures. Reading one never executes anything.
+only), ``evaluation_K1000_seed0`` the test log-likelihood (``.json`` in short, ``.pt`` datum by datum, ``.nc`` for
+ArviZ), and pictures. Reading one never executes anything.
 """
 
 import csv
@@ -18,7 +19,17 @@ from ppl_vae.parallel import Workers
 
 __all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"]
 
-CONFIG, METRICS, CHECKPOINT, EVALUATION = "config.toml", "metrics.csv", "checkpoint.pt", "evaluation.json"
+CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.csv", "checkpoint.pt"
+
+
+def evaluation_name(particles: int | str, seed: int | str) -> str:
+    """Return the name of an evaluation's files, without the suffix.
+
+    Example:
+        >>> evaluation_name(5000, 0)
+        'evaluation_K5000_seed0'
+    """
+    return f"evaluation_K{particles}_seed{seed}"
 
 
 def new_folder(out: str | Path) -> Path:

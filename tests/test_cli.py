@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+import ppl_vae as pv
 from ppl_vae import cli, runs
 
 FAST = ["--epochs", "3", "--hidden", "16", "--z-dim", "2", "--eval-particles", "50"]
@@ -20,11 +21,15 @@ FILES = {
     "config.toml",
     "metrics.csv",
     "checkpoint.pt",
-    "evaluation.json",
+    "evaluation_K50_seed0.json",
+    "evaluation_K50_seed0.nc",
+    "evaluation_K50_seed0.pt",
     "learning_curve.png",
     "samples.png",
     "reconstructions.png",
 }
+
+RESULT = "evaluation_K50_seed0.json"
 
 OWN = """
 import pyro
@@ -68,6 +73,14 @@ def run(monkeypatch, *arguments):
     return 0
 
 
+def removed(folder):
+    """Remove a run's evaluation, and return what it said."""
+    said = (folder / RESULT).read_text()
+    for path in folder.glob("evaluation*"):
+        path.unlink()
+    return said
+
+
 @pytest.fixture
 def finished(monkeypatch, tmp_path, capsys):
     """A finished run of the default job, only shorter."""
@@ -78,7 +91,7 @@ def finished(monkeypatch, tmp_path, capsys):
 def test_fit_leaves_a_whole_run_folder(finished, capsys):
     assert {path.name for path in finished.iterdir()} == FILES
     assert runs.read_config(finished)["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    result = json.loads((finished / "evaluation.json").read_text())
+    result = json.loads((finished / RESULT).read_text())
     assert result["n"] == 360
     assert result["particles"] == 50
     assert result["elbo"] < result["log_px"]
@@ -104,14 +117,67 @@ def test_one_seed_repeats_a_run(monkeypatch, finished, tmp_path):
     assert run(monkeypatch, "fit", *FAST, "--out", "again") == 0
     first, again = (runs.read_metrics(folder)["valid_bound"] for folder in (finished, tmp_path / "again"))
     assert first == again
-    assert (finished / "evaluation.json").read_text() == (tmp_path / "again" / "evaluation.json").read_text()
+    assert (finished / RESULT).read_text() == (tmp_path / "again" / RESULT).read_text()
 
 
 def test_evaluate_repeats_the_number_of_the_run(monkeypatch, finished, capsys):
+    before = removed(finished)
     assert run(monkeypatch, "evaluate", str(finished), "--particles", "50") == 0
     assert "Log-likelihood of VAE (guide Normal) on digits" in capsys.readouterr().out.replace("\n", " ")
-    again = (finished / "evaluation_K50_seed0.json").read_text()
-    assert again == (finished / "evaluation.json").read_text()
+    assert (finished / RESULT).read_text() == before
+
+
+def test_a_finished_evaluation_is_not_drawn_again(monkeypatch, finished):
+    monkeypatch.setattr("ppl_vae.importance.Weights.__call__", Mock(side_effect=AssertionError("drawn again")))
+    assert run(monkeypatch, "evaluate", str(finished), "--particles", "50") == 0
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(monkeypatch, finished, capsys):
+    from ppl_vae.importance import Weights
+
+    weigh, batches = Weights.__call__, []
+
+    def interrupted(self, batch, *rest):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(batch)
+        return weigh(self, batch, *rest)
+
+    monkeypatch.setattr(Weights, "__call__", interrupted)
+    assert run(monkeypatch, "evaluate", str(finished), "--particles", "60") == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(Weights, "__call__", weigh)
+    with pytest.raises(ValueError, match="an unfinished evaluation, of 200 data so far"):
+        pv.Evaluation.load(finished / "evaluation_K60_seed0.pt")
+    assert run(monkeypatch, "evaluate", str(finished), "--particles", "60") == 0
+    assert len(pv.Evaluation.load(finished / "evaluation_K60_seed0.pt")) == 360
+
+
+def test_runs_are_compared(monkeypatch, finished, tmp_path, capsys):
+    assert run(monkeypatch, "fit", *FAST, "--binarize", "dynamic", "--seed", "1", "--out", "other") == 0
+    assert run(monkeypatch, "fit", *FAST, "--out", "longer", "--epochs", "6") == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "compare", str(finished), "longer") == 0
+    assert "best" in capsys.readouterr().out
+    content = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    assert [row["name"] for row in content["rows"]] == ["longer", str(finished)]
+    assert "| longer |" in (tmp_path / "comparison" / "comparison.md").read_text()
+    assert run(monkeypatch, "compare", str(finished), "other") == 1  # binarized with another seed
+    assert "are of different data" in capsys.readouterr().err
+    assert run(monkeypatch, "compare", str(finished), "longer", "--particles", "70") == 1
+    assert "it has no evaluation_K70_seed*.pt; run ppl-vae evaluate" in capsys.readouterr().err
+    assert run(monkeypatch, "compare", "longer", "longer") == 1
+    assert "named more than once" in capsys.readouterr().err
+    assert not (tmp_path / "comparison-2").exists()
+
+
+def test_a_run_of_another_model_is_refused_and_kept(monkeypatch, finished, capsys):
+    config = finished / "config.toml"
+    config.write_text(config.read_text().replace('model = "vae"', 'model = "linear_gaussian"'))
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    assert run(monkeypatch, "evaluate", str(finished), "--particles", "50") == 1
+    assert "state: does not fit model and guide" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
 
 def test_one_particle_leaves_its_error_unknown(monkeypatch, tmp_path, capsys):
@@ -121,7 +187,7 @@ def test_one_particle_leaves_its_error_unknown(monkeypatch, tmp_path, capsys):
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    result = json.loads((tmp_path / "run" / "evaluation.json").read_text(), parse_constant=refuse)
+    result = json.loads((tmp_path / "run" / "evaluation_K1_seed0.json").read_text(), parse_constant=refuse)
     assert result["mc_se"] is None
     assert result["khat_above_0.7"] is None
 
@@ -215,10 +281,9 @@ def test_peoples_own_programs(monkeypatch, tmp_path, capsys, programs):
     recorded = run(monkeypatch, "evaluate", "run", "--particles", "20")
     assert recorded == 1  # a path in a run folder is never executed
     assert "this run used own.py:" in capsys.readouterr().err
+    before = removed(tmp_path / "run")
     assert run(monkeypatch, "evaluate", "run", "--particles", "50", *programs) == 0
-    assert (tmp_path / "run" / "evaluation_K50_seed0.json").read_text() == (
-        tmp_path / "run" / "evaluation.json"
-    ).read_text()
+    assert (tmp_path / "run" / RESULT).read_text() == before
     assert run(monkeypatch, "sample", "run", *programs) == 0
 
 
