@@ -8,6 +8,7 @@ from ppl_vae import data, nets, objectives
 from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.particles import Particles, Path
@@ -32,6 +33,7 @@ __all__ = [
     "exact_gradient",
     "fit",
     "gradient_statistics",
+    "impute",
     "nets",
     "objectives",
     "reconstruct",

@@ -45,7 +45,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles"} fo
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "weighing"} for name in ESTIMATORS}
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
-    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute"),
 }
 
 
@@ -108,7 +108,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct"):
+    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "impute"):
         assert callable(getattr(pv, verb))
 
 
