@@ -253,7 +253,7 @@ def mixture(x):
     """No latent but a component that is summed out."""
     loc = torch.tensor([[-2.0, -1.0], [1.0, 3.0]], dtype=DOUBLE)
     with pyro.plate("data", x.shape[0], dim=-1):
-        y = pyro.sample("y", dist.Categorical(logits=torch.zeros(2, dtype=DOUBLE)), infer=MARK)
+        y = pyro.sample("y", dist.Categorical(logits=torch.tensor([1.0, 0.0], dtype=DOUBLE)), infer=MARK)
         pyro.sample("x", dist.Normal(loc[y], 1.0).to_event(1), obs=x)
 
 
@@ -261,7 +261,7 @@ def mixture(x):
 def test_a_guide_with_nothing_to_draw(method):
     x, observed = torch.tensor([0.2, torch.nan], dtype=DOUBLE), torch.tensor([True, False])
     found = pv.impute(mixture, lambda x: None, x.expand(200, -1), observed, method=method, draws=5)
-    share = torch.sigmoid(-0.5 * torch.tensor(0.2 - 1.0) ** 2 + 0.5 * torch.tensor(0.2 + 2.0) ** 2)
+    share = torch.sigmoid(-1 - 0.5 * torch.tensor(0.2 - 1.0) ** 2 + 0.5 * torch.tensor(0.2 + 2.0) ** 2)
     assert found.draws.shape == (5, 200, 2)
     odds.assert_mean(found.draws[:, :, 1].reshape(-1, 1), (4 * share - 1).double().unsqueeze(-1))
 
