@@ -1,7 +1,11 @@
 """Missing pixels: against closed forms and enumeration, by every method; and what is refused."""
 
+import importlib
 import itertools
+import json
+import sys
 from functools import partial
+from pathlib import Path
 
 import odds
 import pairs
@@ -620,3 +624,27 @@ def test_long_runs_show_how_far_they_have_come(capfd):
     assert "Imputing from datum 0" in shown
     assert "Imputing from datum 2" in shown
     assert "100%" in shown
+
+
+def test_the_benchmark_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    benchmark = importlib.import_module("benchmarks.imputation")
+    monkeypatch.setattr(benchmark.commands, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["imputation", "--quick"])
+    benchmark.main()
+    shown = capsys.readouterr().out
+    for task in ("inpainting", "denoising"):
+        rows = json.loads((tmp_path / f"{task}.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["mean image", *benchmark.methods(1)]
+        assert all(row["nats a pixel"] > 0 and 0 <= row["right"] <= 1 for row in rows)
+        assert (tmp_path / f"{task}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Metropolis-within-Gibbs sampling, 10 steps" in shown
+
+
+def test_the_benchmarks_error_is_the_log_loss_of_the_missing_pixels(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    error = importlib.import_module("benchmarks.imputation").error
+    mean, x = torch.tensor([[0.9, 0.2, 0.4]]), torch.tensor([[1.0, 0.0, 1.0]])
+    found = error(mean, x, torch.tensor([[True, False, True]]))
+    assert found["nats a pixel"] == pytest.approx(-0.5 * (torch.tensor(0.9).log() + torch.tensor(0.4).log()).item())
+    assert found["right"] == 0.5
