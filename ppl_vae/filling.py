@@ -167,7 +167,7 @@ def _weighed(conditional: Conditional, rule: Callable[[Conditional, int], Draw |
         log_w = log_w + log_q - torch.logaddexp(log_q + _log(1 - share), log_prior + _log(share))
     top = log_w.amax(0).nan_to_num(neginf=0.0)
     mean = pixels.mean
-    weighted = None if mean is None else (beside(log_w - top, mean).exp() * mean).sum(0)
+    weighted = None if mean is None else torch.einsum("kb,kb...->b...", (log_w - top).exp(), mean)
     return _Part(log_w.double(), record.values, top.double(), weighted)
 
 

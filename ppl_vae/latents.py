@@ -132,7 +132,7 @@ def quantiles(name: str, prior: Any, scores: Tensor) -> Tensor:
         tensor([[-1., -1.],
                 [ 1.,  1.]])
     """
-    share = torch.distributions.Normal(0.0, 1.0).cdf(scores.double())
+    share = torch.distributions.Normal(0.0, 1.0).cdf(scores.double()).to(prior.mean.device)
     try:
         values = contract.innermost(prior).icdf(share.reshape(-1, *[1] * len(prior.event_shape)))
     except NotImplementedError:

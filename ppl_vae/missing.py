@@ -63,6 +63,7 @@ class Conditional:
         site: the model's site that observes x.
         initial: values with which the missing pixels begin, of the shape of x.
         first: number of the first datum, for messages.
+        copies: how often each datum is there.
         summed: whether the model has latents to sum out.
     """
 
@@ -73,6 +74,7 @@ class Conditional:
     site: str
     initial: Tensor
     first: int = 0
+    copies: int = 1
     summed: bool = False
 
     @property
@@ -95,7 +97,7 @@ class Conditional:
         """Return the same with every datum that many times, ``times`` whole copies one after the other."""
         batch = tuple(part.repeat(times, *[1] * (part.dim() - 1)) for part in self.batch)
         observed, initial = (t.repeat(times, *[1] * (t.dim() - 1)) for t in (self.observed, self.initial))
-        return replace(self, batch=batch, observed=observed, initial=initial)
+        return replace(self, batch=batch, observed=observed, initial=initial, copies=times)
 
     def weigh(
         self, x: Tensor, particles: int = 1, draw: Draw | None = None, counted: Tensor | None = None
@@ -170,7 +172,7 @@ class Conditional:
         for name, density in (*record.log_p.items(), *record.log_q.items()):
             bad = density.isnan().reshape(-1, self.rows)
             if bad.any():
-                datum = self.first + int(bad.any(0).nonzero()[0])
+                datum = self.first + int(bad.any(0).nonzero()[0]) % (self.rows // self.copies)
                 raise FloatingPointError(
                     f"site '{name}': log density is NaN for datum {datum}; look at the parameters of its distribution "
                     "there (a scale of zero, an overflow)"

@@ -586,7 +586,8 @@ def test_impossible_pixels_are_named():
         pv.impute(of(without_a_first_pixel), Normal(6, 2, (8,)), x, HALF, batch_size=2)
 
 
-def test_nan_densities_are_named():
+@pytest.mark.parametrize("method", [resampled, gibbs])
+def test_nan_densities_are_named(method):
     def bent(x, z):
         pyro.sample("x", dist.Normal(torch.zeros(6), (20 - z[..., :1]).sqrt()).to_event(1), obs=x)
 
@@ -597,7 +598,7 @@ def test_nan_densities_are_named():
     x = torch.zeros(5, 6)
     x[3, 0] = 2
     with pytest.raises(FloatingPointError, match="site 'x': log density is NaN for datum 3"):
-        pv.impute(of(bent), far, x, HALF, batch_size=2)
+        pv.impute(of(bent), far, x, HALF, method=method, batch_size=3)
 
 
 def test_a_method_of_ones_own():
