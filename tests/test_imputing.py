@@ -40,6 +40,14 @@ EXACT_METHODS = {
 }
 
 
+# For what does not depend on their length.
+SHORT = {
+    "resampled": partial(resampled, particles=60),
+    "gibbs": partial(gibbs, steps=10, warm_up=3),
+    "pseudo_gibbs": partial(pseudo_gibbs, steps=10),
+}
+
+
 def linear_gaussian():
     torch.manual_seed(0)
     model = LinearGaussian(x_dim=5, z_dim=2).double()
@@ -246,7 +254,7 @@ COMPONENTS = {
 def test_discrete_latents_are_drawn_or_summed_out_alike(how, name):
     model, guide = COMPONENTS[how]
     observed, x = torch.tensor([True, False, False]), torch.tensor([0.4, 0.0, 0.0], dtype=DOUBLE)
-    method = {"resampled": partial(resampled, particles=2000, chunk=200), "gibbs": partial(gibbs, steps=150)}[name]
+    method = {"resampled": partial(resampled, particles=2000, chunk=200), "gibbs": partial(gibbs, steps=80)}[name]
     found = pv.impute(model, guide, x.expand(300, -1), observed, method=method, draws=1, batch_size=300)
     mean, covariance = model.given_pixels(x, observed)
     assert_moments(found.draws[0, :, ~observed], mean, covariance)
@@ -279,7 +287,7 @@ def test_without_an_observed_pixel_draws_are_the_models(method):
     assert_moments(found.draws[0], *marginal(model))
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_with_every_pixel_observed_x_comes_back(method):
     pair = pairs.make("vae", "normal")
     x = pair.data()
@@ -291,7 +299,7 @@ def test_with_every_pixel_observed_x_comes_back(method):
 HALF = torch.arange(6) < 3
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_the_seed_alone_decides_and_nothing_else_changes(method):
     model, guide = VAE(6, 2, (8,)), Normal(6, 2, (8,))
     model.decoder = nn.Sequential(nn.Dropout(0.5), model.decoder)
@@ -311,7 +319,7 @@ def test_the_seed_alone_decides_and_nothing_else_changes(method):
         assert tensor.grad is None
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_what_stands_in_a_missing_pixel_is_never_read(method):
     pair = pairs.make("vae", "normal")
     x = pair.data()
@@ -366,7 +374,7 @@ class ImagesGuide(Normal):
         super().forward(x.flatten(1))
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_images_keep_their_shape(method):
     x, observed = torch.randn(3, 1, 4, 4), torch.rand(3, 1, 4, 4) < 0.5
     found = pv.impute(Images(), ImagesGuide(16, 2, (8,)), x, observed, method=method, draws=4)
@@ -388,7 +396,7 @@ def level_guide(x):
         pyro.sample("z", dist.Normal(x.float().mean(-1, keepdim=True), 1.0).to_event(1))
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_a_likelihood_without_a_mean_gives_draws_alone(method):
     x = torch.randint(0, 4, (3, 6))
     found = pv.impute(levels, level_guide, x, HALF, method=method)
@@ -409,7 +417,7 @@ def labelled_guide(x, y):
         pyro.sample("z", dist.Normal(0.5 * (x - 10 * y.unsqueeze(-1)), 0.5**0.5).to_event(1))
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs, pseudo_gibbs])
+@pytest.mark.parametrize("method", SHORT.values(), ids=SHORT)
 def test_labels_are_passed_on(method):
     batch = (torch.zeros(4, 2), torch.tensor([0.0, 1, 0, 1]))
     observed = torch.zeros(4, 2, dtype=torch.bool)
@@ -514,7 +522,7 @@ def test_a_guide_that_cannot_score_the_priors_draws_is_refused_with_the_repair()
     model, x = VAE(6, 2, (8,)), torch.ones(3, 6)
     with pytest.raises(pv.ContractError, match=r"site 'z': the guide draws|site 'u': the guide draws it.*defensive=0"):
         pv.impute(model, Auxiliary(), x, HALF)
-    for method in (partial(resampled, defensive=0.0), pseudo_gibbs):
+    for method in (partial(resampled, particles=20, defensive=0.0), SHORT["pseudo_gibbs"]):
         assert pv.impute(model, Auxiliary(), x, HALF, method=method).draws.shape == (10, 3, 6)
 
 
@@ -532,14 +540,14 @@ class OneWay(nn.Module):
             pyro.sample("z", dist.TransformedDistribution(base, [NoInverse(torch.tensor([1, 0]), cache_size=1)]))
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs])
+@pytest.mark.parametrize("method", list(SHORT.values())[:2], ids=list(SHORT)[:2])
 def test_a_flow_without_inverse_is_refused_with_the_repair(method):
     with pytest.raises(pv.ContractError, match="guide: it cannot score values that it has not drawn itself"):
         pv.impute(VAE(6, 2, (8,)), OneWay(), torch.ones(3, 6), HALF, method=method)
 
 
 def test_a_flow_without_inverse_may_draw_alone():
-    for method in (partial(resampled, defensive=0.0), pseudo_gibbs):
+    for method in (partial(resampled, particles=20, defensive=0.0), SHORT["pseudo_gibbs"]):
         assert pv.impute(VAE(6, 2, (8,)), OneWay(), torch.ones(3, 6), HALF, method=method).mean.shape == (3, 6)
 
 
@@ -586,7 +594,7 @@ def test_impossible_pixels_are_named():
         pv.impute(of(without_a_first_pixel), Normal(6, 2, (8,)), x, HALF, batch_size=2)
 
 
-@pytest.mark.parametrize("method", [resampled, gibbs])
+@pytest.mark.parametrize("method", list(SHORT.values())[:2], ids=list(SHORT)[:2])
 def test_nan_densities_are_named(method):
     def bent(x, z):
         pyro.sample("x", dist.Normal(torch.zeros(6), (20 - z[..., :1]).sqrt()).to_event(1), obs=x)
@@ -614,9 +622,9 @@ def test_a_method_of_ones_own():
 def test_reports_are_sentences():
     arguments = (VAE(6, 2, (8,)), Normal(6, 2, (8,)), torch.ones(3, 6), HALF)
     assert "K = 1,000; 10 draws each; effective sample size: median" in str(pv.impute(*arguments))
-    report = str(pv.impute(*arguments, method=gibbs, draws=1))
-    assert "Metropolis-within-Gibbs sampling, 200 steps; 1 draw each; accepted proposals: median" in report
-    assert "accepted" not in str(pv.impute(*arguments, method=pseudo_gibbs))
+    report = str(pv.impute(*arguments, method=SHORT["gibbs"], draws=1))
+    assert "Metropolis-within-Gibbs sampling, 10 steps; 1 draw each; accepted proposals: median" in report
+    assert "accepted" not in str(pv.impute(*arguments, method=SHORT["pseudo_gibbs"]))
 
 
 def test_long_runs_show_how_far_they_have_come(capfd):
