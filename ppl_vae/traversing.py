@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.batches import as_batch
-from ppl_vae.latents import (
+from ppl_vae.places import (
     Ruler,
     Way,
     deviations,

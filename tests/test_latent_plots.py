@@ -20,7 +20,7 @@ import ppl_vae as pv
 from ppl_vae import latent_plots, plots, traversing
 from ppl_vae.guides.exact import Exact
 from ppl_vae.guides.normal import Normal
-from ppl_vae.latents import AT_ONCE
+from ppl_vae.places import AT_ONCE
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.models.vae import VAE
 
