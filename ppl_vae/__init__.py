@@ -13,6 +13,7 @@ from ppl_vae.contract import ContractError
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.fitted import Fit
+from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
@@ -43,6 +44,7 @@ __all__ = [
     "exact_gradient",
     "fit",
     "gradient_statistics",
+    "impute",
     "nets",
     "objectives",
     "perplexity",

@@ -156,11 +156,17 @@ def decode(model: Program, latents: Mapping[str, Tensor], like: Any = None, shap
 def _means(model_trace: Any) -> dict[str, Tensor]:
     """Return the mean of every observed site's distribution that has one."""
     sites = {n: s["fn"] for n, s in contract.observed(model_trace).items() if not contract.is_factor(s)}
-    means = {name: _mean(fn) for name, fn in sites.items()}
+    means = {name: mean_of(fn) for name, fn in sites.items()}
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _mean(fn: Any) -> Tensor | None:
+def mean_of(fn: Any) -> Tensor | None:
+    """Return the mean of a distribution; None where it has none.
+
+    Example:
+        >>> mean_of(torch.distributions.Normal(1.0, 2.0)), mean_of(torch.distributions.Categorical(torch.ones(3)))
+        (tensor(1.), None)
+    """
     try:
         mean = fn.mean
     except NotImplementedError:

@@ -17,7 +17,7 @@ from ppl_vae.contract import PARTICLE_PLATE, Site
 from ppl_vae.particles import Path
 from ppl_vae.programs import Program
 
-__all__ = ["Draw", "first", "paired_traces", "scored_at_draws", "scored_dream", "trace_of_first"]
+__all__ = ["Draw", "first", "paired_traces", "plated", "scored_at_draws", "scored_dream", "trace_of_first"]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
 Draw = Callable[[str, Any], Tensor | None]
@@ -36,9 +36,9 @@ def paired_traces(
         draw = _as_given
     # Enumerated values get axes left of the particles, those of the model left of the guide's.
     with Enumerating(first_available_dim=-3), Drawing(draw):
-        guide_trace = poutine.trace(_plated(guide, particles)).get_trace(*batch)
+        guide_trace = poutine.trace(plated(guide, particles)).get_trace(*batch)
     # Innermost, so that sites with a value from the guide still learn which axes are in scope.
-    enumerated = Enumerating()(_plated(model, particles))
+    enumerated = Enumerating()(plated(model, particles))
     model_trace = poutine.trace(poutine.replay(enumerated, trace=_tapped(guide_trace))).get_trace(*batch)
     return model_trace, guide_trace
 
@@ -56,7 +56,7 @@ def scored_at_draws(
     at_taps = _with_values(guide_trace, {name: seen[name]["value"] for name in drawn if name in seen})
     if sum(site["value"].requires_grad for site in drawn.values()) > 1:
         with Enumerating(first_available_dim=-3):
-            at_taps = poutine.trace(poutine.replay(_plated(guide, particles), trace=at_taps)).get_trace(*batch)
+            at_taps = poutine.trace(poutine.replay(plated(guide, particles), trace=at_taps)).get_trace(*batch)
     return dict(contract.sample_sites(at_taps))
 
 
@@ -74,7 +74,7 @@ def trace_of_first(program: Program, trace: Any, batch: Batch, given: Iterable[s
     # The axes of values that the guide enumerated stay where they are.
     taken = [sites[n]["infer"]["_enumerate_dim"] for n in values if sites[n]["infer"].get("_enumerate_dim")]
     with Enumerating(first_available_dim=min([-2, *taken]) - 1):
-        conditioned = poutine.condition(_plated(program, 1), data=values)
+        conditioned = poutine.condition(plated(program, 1), data=values)
         return poutine.trace(conditioned).get_trace(*(part[:1] for part in batch))
 
 
@@ -126,7 +126,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
-def _plated(program: Program, particles: int) -> Program:
+def plated(program: Program, particles: int) -> Program:
     """Open the outermost plate. It costs the encoder nothing: x has no particle axis."""
 
     def run(*batch: Tensor) -> Any:

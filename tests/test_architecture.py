@@ -61,7 +61,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles"} fo
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "weighing"} for name in ESTIMATORS}
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
-    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
     *("elbo_surgery", "aggregate_kl", "active_units", "perplexity"),
 }
 
@@ -125,7 +125,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "perplexity"):
+    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "perplexity", "impute"):
         assert callable(getattr(pv, verb))
 
 
