@@ -5,6 +5,7 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
 from ppl_vae import data, nets, objectives
+from ppl_vae.annealing import ais, bdmc
 from ppl_vae.checking import check
 from ppl_vae.contract import ContractError
 from ppl_vae.evaluation import Evaluation, evaluate
@@ -25,6 +26,8 @@ __all__ = [
     "Info",
     "Particles",
     "Path",
+    "ais",
+    "bdmc",
     "check",
     "data",
     "decode",
