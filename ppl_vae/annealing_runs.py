@@ -125,7 +125,8 @@ class Run:
                 if not parts:
                     chains = self._chains(programs, data, batches.batches, len(exact) > 0)
                 first = sum(len(part["log_px"]) for part in parts)
-                parts.append(chains.columns(data, dict(zip(exact, draws, strict=True)), first, bar.advance))
+                with pyro.validation_enabled(False):  # which would not name the datum
+                    parts.append(chains.columns(data, dict(zip(exact, draws, strict=True)), first, bar.advance))
                 bar.advance(partial(_mean, parts))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
@@ -216,8 +217,7 @@ class _Chains:
         return found
 
     def _refuse_impossible(self, data: Batch, start: Tensor, first: int) -> None:
-        with pyro.validation_enabled(False):
-            refuse_impossible(ends(self.run.model, self.run.guide, self.space, data, start), first)
+        refuse_impossible(ends(self.run.model, self.run.guide, self.space, data, start), first)
 
 
 def _refuse_empty(log_w: Tensor, first: int) -> None:

@@ -35,11 +35,11 @@ Schedule = Callable[[int], Tensor]
 Tick = Callable[[], None]
 
 ACCEPTANCE = 0.65
-GAIN = 0.2
+GAIN = 0.3
 FIRST_STEP = 0.5
 # The pilot run: the most distributions that it goes through, and its transitions at each (at the first).
 PILOT_DISTRIBUTIONS = 50
-PILOT_TRANSITIONS = 3
+PILOT_TRANSITIONS = 4
 PILOT_FIRST = 30
 
 
@@ -211,8 +211,9 @@ def evaluator(function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch) -> 
 
     def evaluate(position: Tensor) -> Point:
         found = function((*batch, position.transpose(0, 1)))
-        # Copied, since a graph that a GPU replays overwrites what it returned before.
-        return Point(position, *(part.transpose(0, 1).clone() for part in found))
+        # A graph that a GPU replays overwrites what it returned; and noise like a tensor follows its layout.
+        copies = (part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in found)
+        return Point(position, *copies)
 
     return evaluate
 
@@ -300,7 +301,7 @@ def pilot(start: Tensor, evaluate: Evaluate, temperatures: Sequence[float], leap
 
     Chains of their own go through the temperatures, and after each of a few transitions::
 
-        log step <- log step + 0.2 (mean acceptance - 0.65)
+        log step <- log step + 0.3 (mean acceptance - 0.65)
 
     Args:
         start: draws from the base, ``(K, B, D)``.

@@ -36,6 +36,9 @@ MAY_IMPORT = {
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
     "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
+    "hmc": set(),
+    "coordinates": {"batches", "contract", "programs"},
+    "tempering": {"batches", "coordinates", "hmc", "particles", "programs", "weighing"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
@@ -45,7 +48,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles"} fo
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "weighing"} for name in ESTIMATORS}
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
-    *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct"),
+    *("weigh", "check", "svi_step", "fit", "evaluate", "ais", "bdmc", "sample", "registered", "reconstruct"),
 }
 
 
@@ -108,7 +111,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct"):
+    for verb in ("fit", "evaluate", "ais", "bdmc", "sample", "check", "weigh", "svi_step", "reconstruct"):
         assert callable(getattr(pv, verb))
 
 
