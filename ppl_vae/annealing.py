@@ -160,7 +160,8 @@ def ais(
     counted run takes them as given. Adapting in the counted run would bias the weights.
 
     Latents may have any shapes and continuous supports. Those that model or guide mark for enumeration are
-    summed out exactly, penalties do not count, and no gradient reaches a parameter. Parameters, buffers,
+    summed out exactly, and penalties do not count. Masks act as in `ppl_vae.weigh`; a masked latent, which has
+    no density, may move nothing but what is masked too. No gradient reaches a parameter; parameters, buffers,
     modes and the caller's random state stay as they were.
 
     Args:

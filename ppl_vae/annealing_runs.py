@@ -131,18 +131,18 @@ class Run:
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     @property
-    def _moves(self) -> int:
+    def moves(self) -> int:
         """How many transitions a chain makes from one end to the other."""
         return self.settings.distributions - 2
 
     @property
-    def _explored(self) -> int:
+    def explored(self) -> int:
         """How many distributions the pilot run goes through."""
         return min(self.settings.distributions, PILOT_DISTRIBUTIONS)
 
     def _ticks(self, both: bool) -> int:
         """Return how often a batch moves the bar, there and, for two bounds, back."""
-        return 1 + self._moves * (1 + both) + (self._explored - 1 if self._moves else 0)
+        return 1 + self.moves * (1 + both) + (self.explored - 1 if self.moves else 0)
 
     def _chains(self, programs: Programs, data: Batch, batches: int | None, both: bool) -> "_Chains":
         space = checked_coordinates(self.model, self.guide, data)
@@ -153,8 +153,8 @@ class Run:
             function = densities(self.model, self.guide, space)
             return Compiled(function, programs, (self.model, self.guide), compile=self.compile, planned=planned)
 
-        pilots = PILOT_FIRST + PILOT_TRANSITIONS * (self._explored - 2)
-        counted = self._moves * (1 + both)
+        pilots = PILOT_FIRST + PILOT_TRANSITIONS * (self.explored - 2)
+        counted = self.moves * (1 + both)
         if self.settings.chains <= PILOT_CHAINS:
             function = compiled(pilots + counted)
             return _Chains(self, space, function, function)
@@ -195,7 +195,7 @@ class _Chains:
     def _steps(self, data: Batch, first: int, tick: Tick) -> Steps:
         start = self._start(data, min(self.run.settings.chains, PILOT_CHAINS))
         self._refuse_impossible(data, start, first)
-        temperatures = temperatures_of(self.run.schedule, self.run._explored)
+        temperatures = temperatures_of(self.run.schedule, self.run.explored)
         return pilot(start, evaluator(self.explore, data), temperatures, self.run.settings.leapfrog, tick)
 
     def _start(self, data: Batch, chains: int) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 
 import odds
-import pairs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,11 +17,11 @@ from ppl_vae.guides.exact import Exact
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.models.vae import VAE
-from ppl_vae.tempering import Point, Steps, densities, ends, evaluator, sigmoid_schedule
+from ppl_vae.tempering import ends
 
 DOUBLE = torch.float64
 MARK = {"enumerate": "parallel"}
-FEW = {"distributions": 5, "chains": 3000, "leapfrog": 2}
+FEW = {"distributions": 4, "chains": 2000, "leapfrog": 2}
 
 
 @pytest.fixture
@@ -83,17 +82,17 @@ def test_from_the_posterior_every_weight_is_exact(model):
 
 def test_two_distributions_are_importance_sampling(model):
     x = data(model, 5)
-    annealing = pv.ais(model, x, Poor(), distributions=2, chains=20_000)
+    annealing = pv.ais(model, x, Poor(), distributions=2, chains=5000)
     assert_unbiased(annealing, model.log_px(x).detach())
-    evaluation = pv.evaluate(model, Poor(), x, particles=20_000)
-    odds.assert_agree(annealing.ess / evaluation.ess, torch.full((5,), 0.05), torch.ones(5).double())
+    evaluation = pv.evaluate(model, Poor(), x, particles=5000)
+    odds.assert_agree(annealing.ess / evaluation.ess, torch.full((5,), 0.1), torch.ones(5).double())
     assert annealing.acceptance.isnan().all()
     assert annealing.step_size.isnan().all()
 
 
-def test_more_distributions_raise_the_bound_to_log_px(model, uncompiled):
-    x = data(model, 300)
-    options = {"chains": 1, "leapfrog": 2, "batch_size": 300, "compile": True}
+def test_more_distributions_raise_the_bound_to_log_px(model):
+    x = data(model, 200)
+    options = {"chains": 2, "leapfrog": 1, "batch_size": 200}
     few, many = (pv.ais(model, x, distributions=t, **options).log_px for t in (3, 30))
     odds.assert_at_most(few, many)
     odds.assert_at_most(many, model.log_px(x).detach())
@@ -239,7 +238,7 @@ CLOSED = [GammaPoisson, BetaBinomial, DirichletMultinomial, UniformNormal, Chain
 @pytest.mark.parametrize("kind", CLOSED)
 def test_supports_and_shapes(kind):
     exact = kind().log_px(kind.x)
-    annealing = pv.ais(kind(), kind.x, distributions=8, chains=2000, leapfrog=2)
+    annealing = pv.ais(kind(), kind.x, distributions=8, chains=1500, leapfrog=2)
     assert_close(annealing, exact)
 
 
@@ -255,7 +254,7 @@ class ChainGuide(nn.Module):
 
 
 def test_a_hierarchy_from_a_guide():
-    annealing = pv.ais(Chain(), Chain.x, ChainGuide(), distributions=8, chains=2000, leapfrog=2)
+    annealing = pv.ais(Chain(), Chain.x, ChainGuide(), distributions=8, chains=1500, leapfrog=2)
     assert_close(annealing, Chain().log_px(Chain.x))
 
 
@@ -309,7 +308,13 @@ class MixtureGuide(nn.Module):
 def test_marked_latents_are_summed_out(through_z, start):
     model = Mixture(through_z)
     guide = None if start is None else MixtureGuide(start)
-    annealing = pv.ais(model, Mixture.x, guide, distributions=8, chains=2000, leapfrog=2)
+    annealing = pv.ais(model, Mixture.x, guide, distributions=8, chains=1500, leapfrog=2)
+    assert_close(annealing, model.log_px(Mixture.x))
+
+
+def test_what_the_guide_alone_marks_is_summed_out():
+    model = Mixture(through_z=True, mark={})
+    annealing = pv.ais(model, Mixture.x, MixtureGuide(with_y=True), distributions=8, chains=1500, leapfrog=2)
     assert_close(annealing, model.log_px(Mixture.x))
 
 
@@ -338,7 +343,7 @@ class Missing(nn.Module):
 def test_masked_data_and_penalties_do_not_count():
     x = torch.tensor([[1.0, math.nan], [-1.0, 2.0], [math.nan, math.nan]]).double()
     observed = ~x.isnan()
-    annealing = pv.ais(Missing(), (x, observed), distributions=8, chains=2000, leapfrog=2)
+    annealing = pv.ais(Missing(), (x, observed), distributions=8, chains=1500, leapfrog=2)
     by_pixel = dist.Normal(torch.zeros(2).double(), 1.25**0.5).log_prob(x.nan_to_num())
     assert_close(annealing, torch.where(observed, by_pixel, 0.0).sum(-1))
 
@@ -358,76 +363,7 @@ def test_a_factor_counts_as_a_density():
         pv.bdmc(tilted, like=x, n=3)
 
 
-# Step sizes and temperatures.
-
-
-def test_step_sizes_follow_the_scale_of_each_posterior(uncompiled):
-    """The noise of data, and so the width of posteriors, differs by datum."""
-
-    def model(x, scale):
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(20), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, scale.unsqueeze(-1)).to_event(1), obs=x)
-
-    scale = torch.tensor([0.02, 0.2, 2.0]).double()
-    x = torch.randn(3, 20).double()
-    annealing = pv.ais(model, (x, scale), distributions=100, chains=4, leapfrog=2, compile=True)
-    width = (1 / (1 + 1 / scale**2)).sqrt()
-    ratio = annealing.step_size / width
-    assert (ratio / ratio.mean()).log().abs().max() < 0.5  # of widths that differ by a factor of 45
-    assert (annealing.acceptance - 0.65).abs().max() < 0.15
-
-
-def test_step_sizes_between_the_pilots_temperatures():
-    steps = Steps([0.1, 0.5, 1.0], torch.tensor([[0.0], [-1.0], [-3.0]]))
-    for temperature, log_step in ((0.01, 0.0), (0.1, 0.0), (0.3, -0.5), (0.5, -1.0), (0.75, -2.0), (1.0, -3.0)):
-        assert steps.at(temperature).log().item() == pytest.approx(log_step, abs=1e-6)
-
-
-def test_the_sigmoid_schedule():
-    found = sigmoid_schedule(1001)
-    assert found[0] == 0
-    assert found[-1] == 1
-    assert (found.diff() > 0).all()
-    torch.testing.assert_close(found + found.flip(0), torch.ones(1001).double())
-    s = [1 / (1 + math.exp(-t)) for t in (-4, -2, 4)]
-    assert found[250].item() == pytest.approx((s[1] - s[0]) / (s[2] - s[0]))
-
-
 # The verb.
-
-
-def test_slopes_are_gradients_of_both_ends():
-    pair = pairs.make("vae", "normal")
-    batch = (pair.data(3),)
-    space = coordinates(pair.model, batch)
-    position = torch.randn(2, 3, 2).double()
-    for guide in (None, pair.guide):
-        point = evaluator(lambda inputs, g=guide: densities(pair.model, g, space)({}, inputs), batch)(position)
-        assert isinstance(point, Point)
-        for i, slope in enumerate((point.base_slope, point.target_slope)):
-            u = position.clone().requires_grad_()
-            (expected,) = torch.autograd.grad(ends(pair.model, guide, space, batch, u)[2 + i].sum(), u)
-            torch.testing.assert_close(slope, expected)
-
-
-@pytest.mark.parametrize("case", ["prior", "guide", "sum"])
-def test_captured_runs_agree_with_eager_ones(case, uncompiled):
-    pair = pairs.make("vae", "normal")
-    x = pair.data(7)  # a short last batch
-    guide = pair.guide if case == "guide" else None
-    model, x = (Mixture(through_z=True), x[:, 0]) if case == "sum" else (pair.model, x)
-    options = {"distributions": 4, "chains": 3, "leapfrog": 1, "batch_size": 4}
-    eager, captured = (pv.ais(model, x, guide, compile=mode, **options) for mode in (False, True))
-    for name in ("log_px", "log_px_error", "ess", "acceptance", "step_size"):
-        torch.testing.assert_close(getattr(captured, name), getattr(eager, name), msg=name)
-
-
-def test_a_gpu_that_overwrites_its_outputs_changes_nothing(model, replayed):
-    x = data(model, 5)
-    options = {"distributions": 5, "chains": 3, "leapfrog": 1, "batch_size": 5}
-    eager, replaying = (pv.ais(model, x, compile=mode, **options) for mode in (False, True))
-    torch.testing.assert_close(replaying.log_px, eager.log_px)
 
 
 def test_a_seed_gives_the_same_numbers(model):
@@ -492,7 +428,7 @@ def test_a_method_of_a_module_is_a_model():
 def test_data_come_in_every_form(model, form):
     x = data(model, 5)
     dataset = torch.utils.data.TensorDataset(x)
-    info = pv.data.load("digits", binarize="static").info
+    info = pv.data.splits.Info("digits", "static", (2, 3))
     forms = {
         "tuple": (x,),
         "dataset": dataset,
@@ -552,7 +488,7 @@ def test_the_vae_agrees_with_importance_sampling():
     torch.manual_seed(0)
     model, guide = VAE(x_dim=6, z_dim=2, hidden=(8,)).double(), Normal(x_dim=6, z_dim=2, hidden=(8,)).double()
     x = pv.sample(model, shape=(6,), n=20, seed=3)["x"]
-    evaluation = pv.evaluate(model, guide, x, particles=20_000)
-    annealing = pv.ais(model, x, distributions=8, chains=300, leapfrog=2)
+    evaluation = pv.evaluate(model, guide, x, particles=5000)
+    annealing = pv.ais(model, x, distributions=6, chains=200, leapfrog=1)
     error = (evaluation.log_px_error.square() + annealing.log_px_error.square()).sqrt()
     odds.assert_agree(annealing.log_px, error, evaluation.log_px)
