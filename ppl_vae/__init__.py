@@ -6,6 +6,7 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 
 from ppl_vae import data, nets, objectives, quality
 from ppl_vae.aggregation import aggregate_kl
+from ppl_vae.annealing import ais, bdmc
 from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
 from ppl_vae.comparing import compare
@@ -35,6 +36,8 @@ __all__ = [
     "Path",
     "active_units",
     "aggregate_kl",
+    "ais",
+    "bdmc",
     "check",
     "compare",
     "data",

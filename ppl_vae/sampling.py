@@ -11,6 +11,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
+from ppl_vae.tracing import placed
 from ppl_vae.weighing import paired_traces
 
 __all__ = ["decode", "reconstruct", "sample"]
@@ -43,10 +44,54 @@ def sample(
         >>> {name: tuple(v.shape) for name, v in pv.sample(VAE(), shape=(784,), n=3).items()}
         {'z': (3, 20), 'x': (3, 784)}
     """
+    trace, _ = _joint(model, like, n, shape, seed)
+    return {name: site["value"] for name, site in _densities(trace).items()}
+
+
+def simulate(
+    model: Program, like: Any = None, n: int = 64, shape: tuple[int, ...] | None = None, seed: int = 0
+) -> tuple[dict[str, Tensor], Batch]:
+    """Draw latents and data together, so that the latents are exact draws from the posterior given the data.
+
+    Args:
+        model: as for `sample`.
+        like: likewise. Tensors that the model only reads stay as they are.
+        n: likewise.
+        shape: likewise.
+        seed: likewise.
+
+    Returns:
+        The latents by name, ``(n, *event)``, and the batch with drawn data in the place of observed.
+
+    Raises:
+        ContractError: as for `sample`; or a factor weighs the draws, which are then none of the
+            posterior; or the model observes something that is not a tensor of the batch.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> latents, (x,) = simulate(VAE(), shape=(784,), n=3)
+        >>> latents["z"].shape, x.shape
+        (torch.Size([3, 20]), torch.Size([3, 784]))
+    """
+    trace, batch = _joint(model, like, n, shape, seed)
+    for name, site in contract.sample_sites(trace):
+        if contract.is_factor(site) and not name.startswith(contract.PENALTY):
+            raise ContractError(
+                f"factor '{name}': draws of the model do not follow it, so they are not the joint distribution's; give "
+                "the model a sample site in its place"
+            )
+    sites = _densities(trace)
+    latents = {name: site["value"] for name, site in sites.items() if not site["infer"].get("was_observed")}
+    return latents, placed(sites, batch)
+
+
+def _joint(model: Program, like: Any, n: int, shape: tuple[int, ...] | None, seed: int) -> tuple[Any, Batch]:
+    """Return the trace of a model that draws everything, and the batch on which it ran."""
     programs = Programs(model, model)
     x, *rest = _placeholder(like, n, shape, programs)
+    batch = (torch.zeros_like(x), *rest)
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(torch.zeros_like(x), *rest)
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
         draws = {name: site["value"] for name, site in _densities(trace).items()}
         # The same draws beside another x: a density that moves was computed from x.
         beside = poutine.trace(poutine.condition(model, data=draws)).get_trace(_noise_like(x), *rest)
@@ -57,7 +102,7 @@ def sample(
                 f"site '{name}': its distribution reads x, so the model cannot be drawn from in one pass; use the "
                 "program's own way to sample"
             )
-    return draws
+    return trace, batch
 
 
 def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Programs) -> Batch:

@@ -1,6 +1,6 @@
 """Pair a guide's trace with its model's: the one file that weighs with Pyro's effect handlers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -17,7 +17,7 @@ from ppl_vae.contract import PARTICLE_PLATE, Site
 from ppl_vae.particles import Path
 from ppl_vae.programs import Program
 
-__all__ = ["Draw", "first", "paired_traces", "plated", "scored_at_draws", "scored_dream", "trace_of_first"]
+__all__ = ["Draw", "first", "paired_traces", "placed", "plated", "scored_at_draws", "scored_dream", "trace_of_first"]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
 Draw = Callable[[str, Any], Tensor | None]
@@ -100,15 +100,27 @@ def scored_dream(model: Program, guide: Program, batch: Batch) -> Tensor:
     with torch.no_grad():
         dream = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
     sites = dict(contract.sample_sites(dream))
+    latents = {name: site["value"] for name, site in sites.items() if not site["infer"].get("was_observed")}
+    guide_trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*placed(sites, batch))
+    drawn = {name: site for name, site in contract.sample_sites(guide_trace) if name in latents}
+    return sum(scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in drawn.values())
+
+
+def placed(sites: Mapping[str, Site], batch: Batch) -> Batch:
+    """Return a batch with what was drawn in place of what was observed.
+
+    Args:
+        sites: those of an unconditioned model's trace on the batch.
+        batch: tensors.
+
+    Raises:
+        ContractError: the model observes something that is not a tensor of the batch.
+    """
     dreamt = list(batch)
     for name, site in sites.items():
         if site["infer"].get("was_observed") and not contract.is_factor(site):
             dreamt[_place(name, site["infer"]["obs"], batch)] = site["value"]
-    dreamt = [new.reshape(old.shape) for new, old in zip(dreamt, batch, strict=True)]
-    latents = {name: site["value"] for name, site in sites.items() if not site["infer"].get("was_observed")}
-    guide_trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*dreamt)
-    drawn = {name: site for name, site in contract.sample_sites(guide_trace) if name in latents}
-    return sum(scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in drawn.values())
+    return tuple(new.reshape(old.shape) for new, old in zip(dreamt, batch, strict=True))
 
 
 def _place(name: str, observed: Tensor, batch: Batch) -> int:
@@ -116,8 +128,8 @@ def _place(name: str, observed: Tensor, batch: Batch) -> int:
         if _memory(observed) == _memory(part) and observed.numel() == part.numel():
             return i
     raise contract.ContractError(
-        f"site '{name}': it observes a tensor made from the batch, not one of the batch, so a dream cannot take its "
-        "place; observe the argument itself, and leave out the sleep phase otherwise (sleep=0)"
+        f"site '{name}': it observes a tensor made from the batch, not one of the batch, so a draw cannot take its "
+        "place; observe the argument itself (training by wake-sleep can leave out the sleep phase: sleep=0)"
     )
 
 

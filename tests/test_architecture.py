@@ -49,6 +49,9 @@ MAY_IMPORT = {
     "figures": {"batches", "crossing", "objectives", "programs", "progress"},
     "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
     "codes": {"contract", "latents", "objectives", "programs"},
+    "hmc": set(),
+    "coordinates": {"batches", "contract", "programs"},
+    "tempering": {"batches", "coordinates", "hmc", "particles", "programs", "weighing"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
     "two_samples": set(),
     "features": {"batches", "data", "nets", "programs", "progress"},
@@ -62,7 +65,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
-    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity"),
+    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc"),
 }
 
 
@@ -125,7 +128,18 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    for verb in ("fit", "evaluate", "sample", "check", "weigh", "svi_step", "reconstruct", "perplexity", "impute"):
+    for verb in (
+        "fit",
+        "evaluate",
+        "sample",
+        "check",
+        "weigh",
+        "svi_step",
+        "reconstruct",
+        "perplexity",
+        "impute",
+        "ais",
+    ):
         assert callable(getattr(pv, verb))
 
 
