@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ppl_vae.annealing_runs import Run, Settings
 from ppl_vae.batches import Batch, source
 from ppl_vae.compiling import check_compile
-from ppl_vae.data.splits import Splits
-from ppl_vae.evaluation import stated
+from ppl_vae.crossing import to_evaluate
+from ppl_vae.data.splits import on_data
+from ppl_vae.evaluation import known, standard_error, stated
 from ppl_vae.programs import Program, forked_random_state, program_name
 from ppl_vae.sampling import simulate
 from ppl_vae.tempering import Schedule, sigmoid_schedule
@@ -53,7 +53,7 @@ class Annealing:
     @property
     def se(self) -> float:
         """Standard error of `mean` over data: how much another test set of this size would change it."""
-        return _standard_error(self.log_px)
+        return standard_error(self.log_px)
 
     @property
     def mc_se(self) -> float:
@@ -64,7 +64,12 @@ class Annealing:
         """Return the numbers for a report, as plain values; None where one is not known."""
         numbers = {"log_px": self.mean, "se": self.se, "mc_se": self.mc_se}
         numbers |= {name: float(getattr(self, name).mean()) for name in ("ess", "acceptance", "step_size")}
-        return {"subject": self.subject, "n": len(self), **asdict(self.settings), **_known(numbers)}
+        return {
+            "subject": self.subject,
+            "n": len(self),
+            **asdict(self.settings),
+            **{name: known(n) for name, n in numbers.items()},
+        }
 
     def __str__(self) -> str:
         accepted = f" ({float(self.acceptance.mean()):.0%} accepted)" if self.settings.distributions > 2 else ""
@@ -112,13 +117,18 @@ class Sandwich:
     @property
     def gap_se(self) -> float:
         """Standard error of `gap` over data."""
-        return _standard_error(self.upper - self.lower)
+        return standard_error(self.upper - self.lower)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values; None where one is not known."""
         numbers = {"lower": float(self.lower.mean()), "upper": float(self.upper.mean())}
         numbers |= {"gap": self.gap, "gap_se": self.gap_se}
-        return {"subject": self.subject, "n": len(self), **asdict(self.settings), **_known(numbers)}
+        return {
+            "subject": self.subject,
+            "n": len(self),
+            **asdict(self.settings),
+            **{name: known(n) for name, n in numbers.items()},
+        }
 
     def __str__(self) -> str:
         return (
@@ -205,11 +215,8 @@ def ais(
     """
     check_compile(compile)
     settings = Settings(chains, distributions, leapfrog, _start(guide), seed)
-    subject = program_name(model) + _on(x) if subject is None else subject
-    if isinstance(x, DataLoader) and x.drop_last:
-        raise ValueError("x: the DataLoader drops its last batch, which would leave data out; set drop_last=False")
-    batches = source(x.test if isinstance(x, Splits) else x, batch_size)
-    columns = Run(model, guide, settings, schedule, compile).columns(batches, seed, progress)
+    subject = program_name(model) + on_data(x) if subject is None else subject
+    columns = Run(model, guide, settings, schedule, compile).columns(to_evaluate(x, batch_size), seed, progress)
     return Annealing(**columns, settings=settings, subject=subject)
 
 
@@ -289,18 +296,3 @@ def bdmc(
 
 def _start(guide: Program | None) -> str:
     return "the prior" if guide is None else f"the guide {program_name(guide)}"
-
-
-def _on(data: Any) -> str:
-    if not isinstance(data, Splits):
-        return ""
-    how = "no" if data.info.binarization == "grey" else data.info.binarization
-    return f" on {data.info.name} (test, {how} binarization)"
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-
-
-def _known(numbers: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if number != number else number for name, number in numbers.items()}  # NaN is not itself

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.batches import Batch, Source, as_batch
 from ppl_vae.compiling import Compiled
 from ppl_vae.coordinates import Coordinates
-from ppl_vae.diagnostics import effective_sample_size
+from ppl_vae.diagnostics import effective_sample_size, log_mean_error
 from ppl_vae.objectives import iwae
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, undisturbed
@@ -232,7 +232,8 @@ def _refuse_empty(log_w: Tensor, first: int) -> None:
 
 def _estimates(log_w: Tensor) -> dict[str, Tensor]:
     """Return the columns that log-weights ``(K, B)`` give, by the bound that also trains."""
-    ess = effective_sample_size(log_w)
-    # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = 1 / ESS - 1 / K.
-    variance = (1 / ess - 1 / len(log_w)).clamp_min(0) if len(log_w) > 1 else torch.full_like(ess, torch.nan)
-    return {"log_px": iwae(Particles(log_p={"w": log_w}, log_q={})), "log_px_error": variance.sqrt(), "ess": ess}
+    return {
+        "log_px": iwae(Particles(log_p={"w": log_w}, log_q={})),
+        "log_px_error": log_mean_error(log_w),
+        "ess": effective_sample_size(log_w),
+    }

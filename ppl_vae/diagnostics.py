@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["effective_sample_size", "pareto_khat"]
+__all__ = ["effective_sample_size", "log_mean_error", "pareto_khat"]
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
@@ -21,6 +21,27 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
         tensor([8.])
     """
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+
+def log_mean_error(log_w: Tensor) -> Tensor:
+    """Return the standard error of the logarithm of each datum's mean weight, ``(B,)``; NaN for K = 1.
+
+    By the delta method, with s^2 the unbiased variance of the weights::
+
+        var(log mean_k w_k) ~ s^2 / (K mean(w)^2) = (K / ESS - 1) / (K - 1)
+
+    Args:
+        log_w: log-weights ``(K, B)``.
+
+    Reference: A. Owen, "Monte Carlo theory, methods and examples", chapter 9, https://artowen.su.domains/mc/.
+
+    Example:
+        >>> log_mean_error(torch.tensor([[0.0], [0.0]]))
+        tensor([0.])
+    """
+    k = len(log_w)
+    variance = (k / effective_sample_size(log_w) - 1).clamp_min(0) / max(k - 1, 1)
+    return variance.sqrt() if k > 1 else torch.full_like(variance, math.nan)
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppl_vae.diagnostics import effective_sample_size, pareto_khat
+from ppl_vae.diagnostics import effective_sample_size, log_mean_error, pareto_khat
 from ppl_vae.noise import mixed
 from ppl_vae.objectives import iwae, jackknife
 from ppl_vae.particles import Particles
@@ -44,16 +44,14 @@ def estimates(log_w: Tensor, keys: Tensor, curve: bool) -> Mapping[str, Tensor]:
 
 def _block(log_w: Tensor, keys: Tensor, curve: bool) -> dict[str, Tensor]:
     drawn, k = Particles(log_p={"w": log_w}, log_q={}), len(log_w)
-    ess = effective_sample_size(log_w)
-    # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = 1 / ESS - 1 / K, with K - 1 for K as a variance has it.
-    unknown = torch.full_like(ess, math.nan)
+    log_px = iwae(drawn)
     columns = {
-        "log_px": iwae(drawn),
-        "debiased": jackknife(drawn) if k > 1 else unknown,
-        "ess": ess,
+        "log_px": log_px,
+        "debiased": jackknife(drawn) if k > 1 else torch.full_like(log_px, math.nan),
+        "ess": effective_sample_size(log_w),
         "khat": pareto_khat(log_w),
-        "log_px_error": (1 / ess - 1 / k).clamp_min(0).mul(k / (k - 1)).sqrt() if k > 1 else unknown,
-        "rise": iwae(drawn) - pooled(log_w, k // 2) if k > 1 else unknown,
+        "log_px_error": log_mean_error(log_w),
+        "rise": log_px - pooled(log_w, k // 2) if k > 1 else torch.full_like(log_px, math.nan),
         "resampled": _resampled(log_w, keys),
         "replicates": _replicates(log_w, keys),
     }

@@ -17,7 +17,7 @@ from ppl_vae.batches import Batch, Source
 from ppl_vae.checking import check
 from ppl_vae.compiling import check_compile
 from ppl_vae.crossing import to_evaluate
-from ppl_vae.data.splits import Splits
+from ppl_vae.data.splits import on_data
 from ppl_vae.estimates import curve_sizes, estimates
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.importance import Weights, can_be_keyed
@@ -100,7 +100,8 @@ def evaluate(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
     check_compile(compile)
-    subject = _subject(model, guide, data) if subject is None else subject
+    if subject is None:
+        subject = f"{program_name(model)} (guide {program_name(guide)}){on_data(data)}"
     batches = to_evaluate(data, batch_size)
     programs, together = Programs(model, guide), workers()
     planned = batches.batches and batches.batches * -(-particles // chunk)
@@ -143,14 +144,6 @@ def digest(programs: Programs) -> str:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(flat.view(torch.uint8).numpy().data if len(flat) else b"")
     return found.hexdigest()
-
-
-def _subject(model: Program, guide: Program, data: Any) -> str:
-    pair = f"{program_name(model)} (guide {program_name(guide)})"
-    if not isinstance(data, Splits):
-        return pair
-    how = "no" if data.info.binarization == "grey" else data.info.binarization
-    return f"{pair} on {data.info.name} (test, {how} binarization)"
 
 
 def _measures(model: Program, batch: Batch) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Info", "Splits", "binarize"]
+__all__ = ["Info", "Splits", "binarize", "on_data"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,16 @@ class Splits(NamedTuple):
     valid: Tensor
     test: Tensor
     info: Info
+
+
+def on_data(data: Any) -> str:
+    """Return which data a figure is of, in words; nothing for tensors, which have no name.
+
+    Example:
+        >>> on_data(torch.zeros(3, 2))
+        ''
+    """
+    if not isinstance(data, Splits):
+        return ""
+    how = "no" if data.info.binarization == "grey" else data.info.binarization
+    return f" on {data.info.name} (test, {how} binarization)"
