@@ -1,13 +1,20 @@
-"""The command line: ``ppl-vae fit``, ``evaluate``, ``compare``, ``sample`` and ``list``."""
+"""The command line, ``ppl-vae``: its commands, and what becomes of their errors."""
 
 import os
 import sys
 from traceback import walk_tb
 
-from ppl_vae import cli_evaluation, cli_pictures, cli_training  # commands add themselves
+from ppl_vae.cli_diagnosis import ais, quality, surgery
+from ppl_vae.cli_evaluation import compare, evaluate
+from ppl_vae.cli_pictures import draw, sample
 from ppl_vae.cli_shared import app, free_folder
+from ppl_vae.cli_training import fit, list_
 
-__all__ = ["app", "cli_evaluation", "cli_pictures", "cli_training", "free_folder", "main"]
+__all__ = ["app", "free_folder", "main"]
+
+for command in (fit, evaluate, compare, sample, draw, ais, surgery, quality):
+    app.command()(command)
+app.command(name="list")(list_)
 
 
 def main() -> None:

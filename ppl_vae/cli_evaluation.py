@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, app, console, free_folder, leads, say, stoppable
+from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, console, free_folder, leads, say, stoppable
 
 __all__ = ["compare", "evaluate"]
 
 
-@app.command()
 def evaluate(
     run: Run,
     particles: Annotated[int, typer.Option(min=1, help="K: draws of the guide per datum.")] = 5000,
@@ -36,7 +35,6 @@ def evaluate(
         say(f"Written to {', '.join(map(str, written))}")
 
 
-@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished, evaluated runs.", show_default=False)],
     particles: Annotated[

@@ -8,12 +8,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vae.cli_shared import Device, Program, Root, app, console, free_folder, leads, say, stoppable, table
+from ppl_vae.cli_shared import Device, Program, Root, console, free_folder, leads, say, stoppable, table
 
 __all__ = ["fit", "list_"]
 
 
-@app.command()
 def fit(
     context: typer.Context,
     model: Program = "vae",
@@ -63,8 +62,7 @@ def fit(
         return
     job.write_evaluation(folder, evaluation)
     job.draw_learning_curve(trained.history, folder)
-    job.draw_reconstructions(folder)
-    job.draw_samples(folder / "samples.png", 64, seed)
+    job.draw(("reconstructions", "samples"), folder, seed)
     report(job.title(), trained, evaluation, folder)
     own = [f"--{role}={spec}" for role, spec in (("model", model), ("guide", guide)) if ":" in spec]
     options = own + ([f"--root={root}"] if root else [])
@@ -93,7 +91,6 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     console().print(rows)
 
 
-@app.command(name="list")
 def list_() -> None:
     """List models, guides, bounds and data sets."""
     from ppl_vae import data, objectives, zoo

@@ -4,7 +4,7 @@ Here, and only here, strings become functions.
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_vae import nets, objectives, plots, runs, zoo
+from ppl_vae import nets, objectives, pictures, plots, runs, zoo
 from ppl_vae.checking import supports
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
+from ppl_vae.data.splits import on_data
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.exporting import write_netcdf
 from ppl_vae.fitted import Fit
 from ppl_vae.optimizers import adam
-from ppl_vae.programs import Programs, forked_random_state
-from ppl_vae.sampling import decode, reconstruct, sample
+from ppl_vae.pictures import PICTURES, Subject
+from ppl_vae.programs import Programs, forked_random_state, program_name
+from ppl_vae.sampling import sample
 from ppl_vae.training import fit
 
 __all__ = ["Job", "Settings", "compared", "write_comparison"]
@@ -166,27 +168,39 @@ class Job:
         write_netcdf(evaluation, files[1])
         return files
 
+    def training_images(self, seed: int) -> torch.Tensor:
+        """Return the training images as training sees them, binarized once where it binarizes every time."""
+        transform = self.splits.info.transform
+        with forked_random_state(seed):
+            return self.splits.train if transform is None else transform(self.splits.train)
+
     def draw_learning_curve(self, history: Mapping[str, Any], folder: Path) -> Path:
         """Draw the bound against the epoch."""
         return _save(plots.learning_curve(history, self.title()), folder / "learning_curve.png")
 
-    def draw_reconstructions(self, folder: Path, n: int = 10) -> None:
-        """Draw test data above their reconstructions, where the likelihood has a mean of their form."""
-        x = self.splits.test[:: max(len(self.splits.test) // n, 1)][:n]
-        means = self._images(reconstruct(self.model, self.guide, x, seed=self.settings.seed))
-        if means is not None:
-            title = "Test data and E[x | z], z from the guide"
-            figure = plots.reconstructions(x, means, self.splits.info.shape, title, ink=self.splits.info.ink)
-            _save(figure, folder / "reconstructions.png")
+    def draw(self, names: Sequence[str], folder: Path, seed: int = 0) -> dict[str, Path | str]:
+        """Draw pictures by name; return the file of each, or why it cannot be drawn.
 
-    def draw_samples(self, path: Path, n: int, seed: int) -> dict[str, torch.Tensor]:
-        """Draw from the prior, show the mean of the data given the latents, and return the draws."""
-        draws = sample(self.model, like=self.splits.test, n=n, seed=seed)
-        means = self._images(decode(self.model, draws, like=self.splits.test))
-        if means is not None:
-            info = self.splits.info
-            _save(plots.image_grid(means, info.shape, "E[x | z], z from the prior", ink=info.ink), path)
-        return draws
+        Raises:
+            ValueError: a name is unknown.
+        """
+        if unknown := [name for name in names if name not in PICTURES]:
+            raise ValueError(f"pictures: unknown name {unknown[0]!r}; there are {', '.join(PICTURES)}")
+        subject = Subject(self.model, self.guide, self.splits, seed)
+        return {name: _tried(partial(PICTURES[name], subject), folder / f"{name}.png") for name in names}
+
+    def sample(self, n: int, seed: int) -> dict[str, torch.Tensor]:
+        """Draw from the prior."""
+        return sample(self.model, like=self.splits.test, n=n, seed=seed)
+
+    def draw_samples(self, path: Path, n: int, seed: int) -> Path | str:
+        """Show the means of the data given the latents of such draws; return the file, or why there is none."""
+        subject = Subject(self.model, self.guide, self.splits, seed)
+        return _tried(partial(pictures.samples, subject, n), path)
+
+    def subject(self) -> str:
+        """Return what a report calls the model and its data."""
+        return f"{program_name(self.model)}{on_data(self.splits)}"
 
     def title(self) -> str:
         """Name the job in a line."""
@@ -203,10 +217,6 @@ class Job:
     def _moved(self, program: Any) -> Any:
         """Return a program or an objective on the device; functions have nothing to move."""
         return program.to(self.device) if isinstance(program, nn.Module) else program
-
-    def _images(self, means: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """Return the means of the site that holds the data, whatever its name."""
-        return next((mean for mean in means.values() if mean.shape[1:] == (self.x_dim,)), None)
 
 
 def compared(folders: Sequence[Path], particles: int | None = None, seed: int | None = None) -> Comparison:
@@ -269,6 +279,15 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {name!r} cannot be used here ({reason}); choose auto or cpu") from error
     return device
+
+
+def _tried(draw: Callable[[], Any], path: Path) -> Path | str:
+    """Draw and save a picture; where this model, guide or data set has none, return why."""
+    try:
+        figure = draw()
+    except ValueError as error:
+        return str(error)
+    return _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> Path:

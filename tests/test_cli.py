@@ -171,6 +171,39 @@ def test_runs_are_compared(monkeypatch, finished, tmp_path, capsys):
     assert not (tmp_path / "comparison-2").exists()
 
 
+def test_pictures_are_drawn(monkeypatch, finished, capsys):
+    assert run(monkeypatch, "draw", str(finished)) == 0
+    from ppl_vae.pictures import PICTURES
+
+    for name in PICTURES:
+        assert imread(finished / f"{name}.png").ndim == 3, name
+    assert run(monkeypatch, "draw", str(finished), "etching") == 1
+    assert "pictures: unknown name 'etching'; there are reconstructions, samples" in capsys.readouterr().err
+
+
+def test_pictures_that_do_not_fit_are_told(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "fit", *FAST[:-4], "--z-dim", "3", "--eval-particles", "10", "--out", "run") == 0
+    assert run(monkeypatch, "draw", "run") == 0
+    assert "manifold: no picture, since site 'z': a manifold has two dimensions" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "manifold.png").exists()
+    assert run(monkeypatch, "draw", "run", "manifold") == 1
+    assert "manifold: site 'z'" in capsys.readouterr().err
+
+
+def test_a_run_is_looked_at_from_all_sides(monkeypatch, finished, capsys):
+    small = ["--rows", "30"]
+    assert run(monkeypatch, "ais", str(finished), *small, "--distributions", "5", "--chains", "2") == 0
+    assert run(monkeypatch, "surgery", str(finished), *small) == 0
+    assert run(monkeypatch, "quality", str(finished), *small, "--no-features") == 0
+    said = capsys.readouterr().out
+    for words in ("annealed importance sampling", "the gap is", "mutual information", "Active units", "precision"):
+        assert words in said
+    found = json.loads((finished / "ais_T5_prior_seed0.json").read_text())
+    assert found["ais"]["n"] == found["bdmc"]["n"] == 30
+    assert json.loads((finished / "surgery_seed0.json").read_text())["surgery"]["n"] == 30
+    assert set(json.loads((finished / "quality_seed0.json").read_text())) == {"samples", "training data"}
+
+
 def test_a_run_of_another_model_is_refused_and_kept(monkeypatch, finished, capsys):
     config = finished / "config.toml"
     config.write_text(config.read_text().replace('model = "vae"', 'model = "linear_gaussian"'))
@@ -356,5 +389,6 @@ def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
 
 def test_the_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "ppl_vae", "--help"], capture_output=True, text=True, check=True)
-    for command in ("fit", "evaluate", "sample", "list"):
-        assert command in done.stdout
+    commands = ("fit", "evaluate", "compare", "sample", "draw", "ais", "surgery", "quality", "list")
+    places = [done.stdout.index(f" {command} ") for command in commands]
+    assert places == sorted(places)

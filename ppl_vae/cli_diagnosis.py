@@ -1,0 +1,99 @@
+"""``ppl-vae ais``, ``surgery`` and ``quality``: what else there is to know of a finished run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, leads, say, stoppable
+
+__all__ = ["ais", "quality", "surgery"]
+
+Rows = Annotated[int | None, typer.Option(min=2, help="How many of the test data, from the first on; all if left out.")]
+Seed = Annotated[int, typer.Option(help="Seeds the draws.")]
+
+
+def ais(
+    run: Run,
+    rows: Rows = 100,
+    distributions: Annotated[int, typer.Option(min=2, help="On the path from the start to the posterior.")] = 1000,
+    chains: Annotated[int, typer.Option(min=1, help="Chains per datum.")] = 16,
+    leapfrog: Annotated[int, typer.Option(min=1, help="Leapfrog steps of a transition.")] = 10,
+    from_guide: Annotated[bool, typer.Option("--from-guide", help="Start at the guide, not at the prior.")] = False,
+    seed: Seed = 0,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    device: Device = "auto",
+    root: Root = None,
+) -> None:
+    """Estimate log-likelihoods by annealed importance sampling, and how far they may be off (both bounds)."""
+    from ppl_vae import annealing, jobs
+
+    job = jobs.Job.from_run(run, root, model, guide, device)
+    options = {"distributions": distributions, "chains": chains, "leapfrog": leapfrog, "seed": seed}
+    options["guide"] = job.guide if from_guide else None
+    x = job.splits.test[:rows]
+    with stoppable("Stopped; nothing was written."):
+        found = annealing.ais(job.model, x, subject=job.subject(), **options)
+        between = annealing.bdmc(job.model, like=x, n=len(x), **options)
+    start = "guide" if from_guide else "prior"
+    name = f"ais_T{distributions}_{start}_seed{seed}"
+    _tell(run / f"{name}.json", {"ais": found, "bdmc": between})
+
+
+def surgery(
+    run: Run,
+    rows: Rows = None,
+    draws: Annotated[int, typer.Option(min=1, help="Latents per datum.")] = 2,
+    seed: Seed = 0,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    device: Device = "auto",
+    root: Root = None,
+) -> None:
+    """Cut the test ELBO into reconstruction, mutual information and marginal KL; count active units."""
+    from ppl_vae import jobs
+    from ppl_vae.surgery import elbo_surgery
+
+    job = jobs.Job.from_run(run, root, model, guide, device)
+    with stoppable("Stopped; nothing was written."):
+        found = elbo_surgery(job.model, job.guide, job.splits.test[:rows], draws=draws, seed=seed)
+    _tell(run / f"surgery_seed{seed}.json", {"surgery": found})
+
+
+def quality(
+    run: Run,
+    rows: Rows = None,
+    features: Annotated[
+        bool, typer.Option(help="Compare features of a classifier trained on the labels, where the data have some.")
+    ] = True,
+    seed: Seed = 0,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    device: Device = "auto",
+    root: Root = None,
+) -> None:
+    """Compare samples of a run with the test data, and training data with them, as perfect samples would be."""
+    from ppl_vae import jobs
+    from ppl_vae.quality import compare, train_features
+
+    job = jobs.Job.from_run(run, root, model, guide, device)
+    test = job.splits.test[:rows]
+    with stoppable("Stopped; nothing was written."):
+        labelled = features and "train" in job.splits.info.labels
+        taken = train_features(job.splits, seed=seed) if labelled else None
+        samples = next(value for value in job.sample(len(test), seed).values() if value.shape == test.shape)
+        sets = {"samples": samples, "training data": job.training_images(seed)}
+        found = {name: compare(images, test, taken, seed) for name, images in sets.items()}
+    _tell(run / f"quality_seed{seed}.json", found)
+
+
+def _tell(path: Path, found: dict[str, Any]) -> None:
+    """Print what was found, and write it."""
+    from ppl_vae import runs
+
+    if leads():
+        runs.write_json(path, {name: result.to_dict() for name, result in found.items()})
+        for name, result in found.items():
+            say(f"{name}: {result}" if len(found) > 1 else str(result))
+        say(f"Written to {path}")
