@@ -2,20 +2,25 @@
 
     python -m benchmarks.evaluation [--rounds N] [--quick]
 
-One hundred images, particles in chunks; the figure is particles times images per second. What `pv.evaluate`
-does for each chunk is timed, not the compilation before it, which is reported apart.
+One hundred images, particles in chunks; the figure is particles times images per second. First what `pv.evaluate`
+does for each chunk is timed, not the compilation before it, which is reported apart; then all of it, capture included,
+beside the decoder's matrix products alone and pythae's ``get_nll``, which goes through data one at a time; then its
+memory.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+import ppl_vae as pv
 from benchmarks.speed import by_hand, commands, numpyros
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.programs import WORKLOADS, X_DIM, Workload
@@ -26,6 +31,8 @@ from ppl_vae.programs import Programs
 
 ROWS = 100
 CHUNKS = (1, 5, 16, 50, 160, 500)
+PRODUCTS = "matrix products alone"
+PARTICLES, FEW = 5000, 5
 PAIR = WORKLOADS["elbo-400"]
 
 
@@ -61,22 +68,74 @@ def hand(x: Tensor, chunk: int, compiled: bool) -> Contender:
     return Contender("torch.compile of it" if compiled else "PyTorch by hand", run, loss=bound_of(run))
 
 
+def products(x: Tensor, chunk: int) -> Contender:
+    """Return the decoder's matrix products alone, without which nobody gets a weight."""
+    model, _ = PAIR.plain_pair()
+    layers = [layer.weight for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
+    inputs = [torch.randn(chunk * len(x), weight.shape[1]) for weight in layers]
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return [x @ weight.T for x, weight in zip(inputs, layers, strict=True)]
+
+    return Contender(PRODUCTS, run)
+
+
 def bound_of(run: Callable[[], Tensor]) -> Callable[[], float]:
     """Return what computes minus the mean log-weight."""
     return lambda: -float(run().mean())
 
 
-def pythae_seconds(x: Tensor, particles: int) -> float | None:
-    """Return the seconds of pythae's ``get_nll``, which goes through data one at a time; None without pythae."""
+def pythae_weights(x: Tensor) -> Callable[[], int] | None:
+    """Return pythae's ``get_nll``, which goes through data one at a time, on a few; None without pythae."""
     try:
         from benchmarks.speed.pythaes import model_of
 
         net = model_of(PAIR)
     except ImportError:
         return None
-    started = time.perf_counter()
-    net.get_nll(x[:10], n_samples=particles, batch_size=100)
-    return (time.perf_counter() - started) / 10
+
+    def run() -> int:
+        net.get_nll(x[:FEW], n_samples=PARTICLES, batch_size=100)
+        return FEW * PARTICLES
+
+    return run
+
+
+def whole(rounds: int, images: int) -> dict[str, float]:
+    """Return weights per second of all of `pv.evaluate`, capture included, beside others, measured in turns."""
+    x = torch.rand(images, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
+    model, guide = PAIR.pair()
+    multiply = products(x[:ROWS], 50).run
+
+    def evaluated() -> int:
+        pv.evaluate(model, guide, x, particles=PARTICLES, compile=True, progress=False)
+        return images * PARTICLES
+
+    def multiplied() -> int:
+        for _ in range(20):
+            multiply()
+        return 20 * 50 * ROWS
+
+    runs = {"pv.evaluate": evaluated, PRODUCTS: multiplied, "pythae get_nll": pythae_weights(x)}
+    rates: dict[str, list[float]] = {name: [] for name, run in runs.items() if run}
+    for _ in range(rounds):
+        for name in rates:
+            started = time.perf_counter()
+            done = runs[name]()
+            rates[name].append(done / (time.perf_counter() - started))
+    return {name: median(values) for name, values in rates.items()}
+
+
+def peaks() -> dict[int, float | None]:
+    """Return the peak memory of `pv.evaluate` on a hundred images by K, in MB, uncompiled."""
+    x = torch.rand(ROWS, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
+    model, guide = PAIR.pair()
+
+    def evaluated(particles: int) -> None:
+        pv.evaluate(model, guide, x, particles=particles, compile=False, progress=False)
+
+    return {k: peak_megabytes(partial(evaluated, k)) for k in (1000, 10_000, 100_000)}
 
 
 def measured(chunk: int, rounds: int) -> dict[str, Any]:
@@ -88,6 +147,7 @@ def measured(chunk: int, rounds: int) -> dict[str, Any]:
     contenders[0].run()
     compiling = time.perf_counter() - started
     check_losses(contenders, repeats=20)
+    contenders.append(products(x, chunk))
     seconds = interleaved(contenders, rounds, steps=max(2, 100 // chunk))
     return {
         "chunk": chunk,
@@ -97,7 +157,7 @@ def measured(chunk: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]], pythae: float | None) -> Table:
+def table(results: list[dict[str, Any]]) -> Table:
     """Return throughput by chunk."""
     names = list(results[0]["per second"])
     title = f"Million importance weights a second ({ROWS} images, 784-400-20); below, peak MB"
@@ -105,8 +165,23 @@ def table(results: list[dict[str, Any]], pythae: float | None) -> Table:
     for result in results:
         cells = (f"{result['per second'][n] / 1e6:.3f}\n{megabytes(result['megabytes'][n])}" for n in names)
         made.add_row(str(result["chunk"]), *cells)
-    if pythae:
-        made.caption = f"pythae's get_nll: {pythae / 1e6:.3f} million a second"
+    return made
+
+
+def whole_table(rates: dict[str, float], images: int) -> Table:
+    """Return all of an evaluation beside others."""
+    title = f"All of an evaluation: {images:,} images, K = {PARTICLES:,}, 784-400-20"
+    made = Table("", "million weights a second", "pv.evaluate / it", title=title, title_justify="left")
+    for name, rate in rates.items():
+        made.add_row(name, f"{rate / 1e6:.3f}", f"{rates['pv.evaluate'] / rate:.2f}")
+    return made
+
+
+def memory_table(found: dict[int, float | None]) -> Table:
+    """Return peak memory by K."""
+    made = Table("K", "peak MB", "of which log-weights", title=f"Memory, {ROWS} images at a time", title_justify="left")
+    for k, peak in found.items():
+        made.add_row(f"{k:,}", megabytes(peak), f"{k * ROWS * 8 / 2**20:.0f}")
     return made
 
 
@@ -135,11 +210,12 @@ def main() -> None:
     results = [
         measured(chunk, 1 if given.quick else given.rounds) for chunk in (CHUNKS[1:3] if given.quick else CHUNKS)
     ]
-    x = torch.rand(ROWS, X_DIM, generator=torch.Generator().manual_seed(0)).bernoulli()
-    slow = pythae_seconds(x, 1000)
-    pythae = slow and 1000 / slow
-    Console(width=120).print(table(results, pythae))
-    commands.write("evaluation", {"results": results, "pythae": pythae}, drawn(results))
+    images = ROWS if given.quick else 1000
+    rates = whole(1 if given.quick else 3, images)
+    memory = {} if given.quick else peaks()
+    console = Console(width=120)
+    console.print(table(results), whole_table(rates, images), memory_table(memory))
+    commands.write("evaluation", {"results": results, "whole": rates, "memory": memory}, drawn(results))
 
 
 if __name__ == "__main__":

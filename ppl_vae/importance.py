@@ -1,7 +1,6 @@
 """Importance weights of batches of data, a chunk of particles at a time."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from ppl_vae.noise import CannotKey, Keyed
 from ppl_vae.objectives import elbo
 from ppl_vae.objectives.parts import parts
 from ppl_vae.particles import Particles
-from ppl_vae.programs import Program, Programs
+from ppl_vae.programs import Program, Programs, own_parameters
 from ppl_vae.remarks import remark
-from ppl_vae.remembering import Remembered
+from ppl_vae.remembering import Name, Remembered
 from ppl_vae.weighing import weigh
 
 __all__ = ["Weights", "can_be_keyed"]
@@ -58,7 +57,7 @@ class Weights:
         self.model, self.guide, self.programs = model, guide, programs
         self.particles, self.chunk, self.keyed = particles, chunk, keyed
         self.drawn = Compiled(self._drawn, programs, (model, guide), compile=compile, planned=planned)
-        self._encoding: AbstractContextManager = nullcontext()
+        self._names: list[Name] = []
 
     def __call__(
         self, batch: Batch, keys: Tensor, start: int = 0, advance: Callable[[], None] = lambda: None
@@ -74,12 +73,14 @@ class Weights:
         Raises:
             FloatingPointError: a log-weight is NaN, or all of a datum's are minus infinity.
         """
-        self._prepare(batch, keys, start)
+        if not self.keyed:  # so that what comes does not depend on what went before
+            torch.manual_seed(int(keys[0]) + start)
+        encoded = self._encode(batch)
         log_w = torch.empty(self.particles, len(keys), dtype=torch.float64, device=keys.device)
         sums = dict.fromkeys(("elbo", "distortion"), log_w.new_zeros(len(keys)))
         numbers = torch.arange(self.particles, device=keys.device)
         for rows, own in zip(log_w.split(self.chunk), numbers.split(self.chunk), strict=True):
-            found = self._chunk(batch, keys, own)
+            found = self._chunk((*batch, keys, own.expand(len(keys), -1), *encoded))
             rows.copy_(found["log_w"])
             if not rows.isfinite().all():
                 _refuse_impossible(found["log_p"], found["log_q"], start)
@@ -89,18 +90,30 @@ class Weights:
         return log_w, {name: so_far / self.particles for name, so_far in sums.items()}
 
     @torch.no_grad()
-    def _chunk(self, batch: Batch, keys: Tensor, numbers: Tensor) -> Mapping[str, Any]:
-        return self.drawn((*batch, keys, numbers.expand(len(keys), -1)))
+    def _chunk(self, inputs: Batch) -> Mapping[str, Any]:
+        return self.drawn(inputs)
 
-    def _prepare(self, batch: Batch, keys: Tensor, start: int) -> None:
-        if not self.keyed:  # so that what comes does not depend on what went before
-            torch.manual_seed(int(keys[0]) + start)
-        self._encoding = Remembered((*batch, *self.programs.tensors().values()))
+    @torch.no_grad()
+    def _encode(self, batch: Batch) -> list[Tensor]:
+        """Return what the guide computes of the data alone, as inputs of every chunk: tensors with their rows."""
+        with own_parameters(), Remembered(_settled(batch, self.programs.tensors())) as remembered:
+            self.guide(*batch)
+        of_data = {f"batch.{i}" for i in range(len(batch))}
+        found = {n: t for n, t in remembered.found.items() if t.dim() and len(t) == len(batch[0]) and n.roots & of_data}
+        self._names = list(found)
+        return list(found.values())
 
     def _drawn(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Mapping[str, Any]:
-        *batch, keys, numbers = inputs
+        parts = len(inputs) - 2 - len(self._names)
+        batch, (keys, numbers, *encoded) = inputs[:parts], inputs[parts:]
+        given = dict(zip(self._names, encoded, strict=True))
+
+        def guide(*batch: Tensor) -> Any:
+            with Remembered(_settled(batch, tensors), given):
+                return self.guide(*batch)
+
         rule = Keyed(keys, numbers) if self.keyed else None
-        particles = weigh(self.model, self._encoded, tuple(batch), numbers.shape[1], draw=rule)
+        particles = weigh(self.model, guide, batch, numbers.shape[1], draw=rule)
         return {
             "log_w": particles.log_per_draw(particles.log_w),
             "elbo": elbo(particles),
@@ -109,9 +122,10 @@ class Weights:
             "log_q": dict(particles.log_q),
         }
 
-    def _encoded(self, *batch: Tensor) -> Any:
-        with self._encoding:
-            return self.guide(*batch)
+
+def _settled(batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stays as it is through all chunks of a batch, by name."""
+    return {**tensors, **{f"batch.{i}": part for i, part in enumerate(batch)}}
 
 
 def can_be_keyed(model: Program, guide: Program, batch: Batch) -> bool:

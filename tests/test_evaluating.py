@@ -13,7 +13,9 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.estimates import curve_sizes, pooled
 from ppl_vae.guides.exact import Exact
+from ppl_vae.importance import Weights
 from ppl_vae.models.linear_gaussian import LinearGaussian
+from ppl_vae.programs import Programs
 from ppl_vae.remembering import Remembered
 
 COLUMNS = ("log_px", "elbo", "ess", "khat", "log_px_error", "debiased", "distortion", "rise", "resampled")
@@ -113,14 +115,33 @@ def test_what_depends_on_the_data_alone_is_computed_once():
 
     guide = Layers(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2)), nn.Linear(2, 4))
     x, counted = torch.randn(5, 6), Products()
-    counted.done = []
-    remembered = Remembered((x, *guide.parameters()))
+    counted.done, settled, found = [], {"x": x, **dict(guide.named_parameters())}, {}
     with torch.no_grad(), counted:
         for _ in range(7):
-            with remembered:
+            with Remembered(settled, found) as remembered:
                 guide(x)
+            found = remembered.found
     assert counted.done.count((6, 9)) == counted.done.count((9, 2)) == 1
     assert counted.done.count((2, 4)) == 7
+
+
+@pytest.mark.parametrize("rows", [5, 1])
+def test_graphs_do_not_encode_again(rows, uncompiled):
+    """What is compiled for every chunk takes the encoder's work as an input: no product by its weights is left."""
+    pair = pairs.make("vae", "normal")
+    programs = Programs(pair.model, pair.guide)
+    weights = Weights(pair.model, pair.guide, programs, particles=20, chunk=4, compile=True)
+    x = pair.data(rows)
+    found, means = weights((x,), torch.arange(rows))
+    (graphs,) = weights.drawn.graphs.values()
+    products = [node for node in graphs[0].module.graph.nodes if "mm" in str(node.target)]
+    assert len(products) == 2  # the decoder's
+    eager = Weights(pair.model, pair.guide, programs, particles=20, chunk=4, compile=False)
+    torch.testing.assert_close(found, eager((x,), torch.arange(rows))[0])
+    other = pair.data(rows + 3)[3:]
+    torch.testing.assert_close(weights((other,), torch.arange(rows))[0], eager((other,), torch.arange(rows))[0])
+    assert weights.drawn.count == 1
+    assert (means["elbo"] < 0).all()
 
 
 def test_what_is_remembered_is_what_is_computed():
@@ -420,3 +441,15 @@ def test_memory_does_not_grow_with_particles_beyond_the_weights():
     weights, chunk, datum = 10_000 * 50 * 8, 100 * 50 * 6 * 8, 10_000 * 8
     assert weights in sizes.seen
     assert max(sizes.seen - {weights}) <= max(chunk, 6 * datum)
+
+
+def test_a_small_sigmoid_belief_network_is_summed_over_by_draws():
+    pair = pairs.make("sigmoid_belief_network", "bernoulli")
+    x = pair.data(6)
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 2)
+    with torch.no_grad():
+        log_p = dist.Bernoulli(logits=pair.model.prior_logits).log_prob(bits).sum(-1)
+        pixels = dist.Bernoulli(logits=pair.model.decoders[0](2 * bits - 1)).log_prob(x.unsqueeze(1)).sum(-1)
+        exact = (log_p + pixels).logsumexp(1)
+    evaluation = pv.evaluate(pair.model, pair.guide, x, particles=20_000, chunk=2000)
+    odds.assert_agree(evaluation.log_px, evaluation.log_px_error, exact)
