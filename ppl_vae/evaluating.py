@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ppl_vae.parallel import Workers, workers
 from ppl_vae.programs import Program, Programs, own_parameters, program_name, undisturbed
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.recording import Record
-from ppl_vae.redrawing import Redraw
+from ppl_vae.redrawing import Redraw, fingerprint
 
 __all__ = ["evaluate"]
 
@@ -112,7 +111,7 @@ def evaluate(
         check(model, guide, first)
         programs.run_once(model, guide, first)
         _check_alike(programs, together)
-        settings = {"particles": particles, "seed": seed, "curve": bool(curve), "programs": digest(programs)}
+        settings = {"particles": particles, "seed": seed, "curve": bool(curve), "programs": fingerprint(programs)}
         record = Record(out, settings, together)
         record.facts |= {
             "subject": subject,
@@ -125,25 +124,8 @@ def evaluate(
             for batch in chain([first], map(programs.on_device, stream)):
                 _take(record, weights, batch, curve, together, bar)
     again = partial(_numbered, batches, programs, seed)
-    redraw = Redraw(model, guide, programs, again, lambda: digest(programs) == record.settings["programs"], seed)
+    redraw = Redraw(model, guide, programs, again, record.settings["programs"], seed)
     return Evaluation.of(record.settings, record.facts, record.columns(), redraw if keyed else None)
-
-
-def digest(programs: Programs) -> str:
-    """Return a fingerprint of all parameters and buffers.
-
-    Example:
-        >>> net = torch.nn.Linear(2, 1)
-        >>> before = digest(Programs(net, net))
-        >>> torch.nn.init.zeros_(net.weight).sum(), digest(Programs(net, net)) == before
-        (tensor(0., grad_fn=<SumBackward0>), False)
-    """
-    found = sha256()
-    for name, tensor in programs.tensors().items():
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(flat.view(torch.uint8).numpy().data if len(flat) else b"")
-    return found.hexdigest()
 
 
 def _measures(model: Program, batch: Batch) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Draws of the posterior and of new data, made again from an evaluation's particles when somebody asks for them."""
 
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,24 @@ from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.sampling import sample
 from ppl_vae.weighing import weigh
 
-__all__ = ["Redraw"]
+__all__ = ["Redraw", "fingerprint"]
+
+
+def fingerprint(programs: Programs) -> str:
+    """Return a fingerprint of all parameters and buffers.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> before = fingerprint(Programs(net, net))
+        >>> torch.nn.init.zeros_(net.weight).sum(), fingerprint(Programs(net, net)) == before
+        (tensor(0., grad_fn=<SumBackward0>), False)
+    """
+    found = sha256()
+    for name, tensor in programs.tensors().items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(flat.view(torch.uint8).numpy().data if len(flat) else b"")
+    return found.hexdigest()
 
 
 class Redraw:
@@ -29,7 +47,7 @@ class Redraw:
         guide: Pyro program with the same arguments.
         programs: both.
         batches: makes an iterator over batches and their keys, those of the evaluation.
-        unchanged: tells whether the programs are as they were then.
+        then: fingerprint of the programs when they were evaluated.
         seed: for new data.
 
     Example:
@@ -47,11 +65,11 @@ class Redraw:
         guide: Program,
         programs: Programs,
         batches: Callable[[], Iterator[tuple[Batch, Tensor]]],
-        unchanged: Callable[[], bool],
+        then: str,
         seed: int,
     ):
         self.model, self.guide, self.programs = model, guide, programs
-        self.batches, self.unchanged, self.seed = batches, unchanged, seed
+        self.batches, self.then, self.seed = batches, then, seed
 
     def posterior(self, numbers: Tensor) -> dict[str, Tensor]:
         """Return latents of these particles, ``(n, N, *event)`` by site, those summed out drawn given the others.
@@ -86,7 +104,7 @@ class Redraw:
         return {name: value.unflatten(0, (draws, rows)) for name, value in drawn.items()}
 
     def _drawn(self, numbers: Tensor) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        if not self.unchanged():
+        if fingerprint(self.programs) != self.then:
             raise RuntimeError("the programs' parameters have changed since the evaluation; call pv.evaluate again")
         done = 0
         with undisturbed(self.programs, self.seed, training=False), torch.no_grad():
