@@ -212,7 +212,8 @@ class Evaluation:
         """Return the evaluation as ArviZ has it: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
 
         Groups: ``posterior`` (latents of the first data, resampled in proportion to their weights),
-        ``posterior_predictive``, ``observed_data``, ``prior`` and ``prior_predictive``, all by ``row``;
+        ``sample_stats`` (their log p(x, z) and log-weights), ``posterior_predictive``, ``observed_data``, ``prior`` and
+        ``prior_predictive``, all by ``row``;
         ``log_likelihood`` and ``constant_data`` (the columns of this object) of all data, by ``datum``. Of a loaded
         evaluation, whose programs are not at hand, the last two.
 

@@ -15,7 +15,7 @@ __all__ = ["inference_data", "with_history", "write_netcdf"]
 
 COLUMNS = ("log_px", "elbo", "debiased", "distortion", "ess", "khat", "log_px_error", "rise")
 # Groups whose variables have a chain and draws.
-SAMPLED = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood"}
+SAMPLED = {"posterior", "posterior_predictive", "sample_stats", "prior", "prior_predictive", "log_likelihood"}
 
 
 def inference_data(evaluation: "Evaluation", rows: int = 100) -> Any:
@@ -67,11 +67,12 @@ def with_history(inference: Any, history: Mapping[str, Sequence[float]]) -> Any:
 
 def _redrawn(evaluation: "Evaluation", rows: int) -> dict[str, Mapping[str, Tensor]]:
     redraw, numbers = evaluation.redraw, evaluation.resampled[:rows]
-    posterior, observed = redraw.posterior(numbers), redraw.observed(rows)
+    drawn, observed = redraw.posterior(numbers), redraw.observed(rows)
     prior = redraw.prior(numbers.shape[1], rows)
     return {
-        "posterior": posterior,
-        "posterior_predictive": redraw.predictive(numbers),
+        "posterior": drawn.latents,
+        "posterior_predictive": drawn.data,
+        "sample_stats": drawn.statistics,
         "observed_data": observed,
         "prior": {name: value for name, value in prior.items() if name not in observed},
         "prior_predictive": {name: value for name, value in prior.items() if name in observed},

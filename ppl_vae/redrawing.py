@@ -1,9 +1,9 @@
 """Draws of the posterior and of new data, made again from an evaluation's particles when somebody asks for them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.noise import Keyed
-from ppl_vae.particles import Particles
+from ppl_vae.particles import Particles, total
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.sampling import sample
 from ppl_vae.weighing import weigh
@@ -39,6 +39,20 @@ def fingerprint(programs: Programs) -> str:
     return found.hexdigest()
 
 
+class Draws(NamedTuple):
+    """Particles of data, axes ``(n, N, *event)``.
+
+    Attributes:
+        latents: by site, those that were summed out drawn given the others.
+        data: new ones given these, by site.
+        statistics: ``"lp"``, log p(x, z), and ``"log_weight"``, ``(n, N)``; means over what the guide enumerates.
+    """
+
+    latents: dict[str, Tensor]
+    data: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+
 class Redraw:
     """The particles of an evaluation by their numbers.
 
@@ -55,7 +69,7 @@ class Redraw:
         >>> from ppl_vae.models.linear_gaussian import LinearGaussian
         >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
         >>> evaluation = pv.evaluate(model, Exact(model), x, particles=50)
-        >>> evaluation.redraw.posterior(evaluation.resampled)["z"].shape
+        >>> evaluation.redraw.posterior(evaluation.resampled).latents["z"].shape
         torch.Size([50, 10, 2])
     """
 
@@ -71,8 +85,8 @@ class Redraw:
         self.model, self.guide, self.programs = model, guide, programs
         self.batches, self.then, self.seed = batches, then, seed
 
-    def posterior(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Return latents of these particles, ``(n, N, *event)`` by site, those summed out drawn given the others.
+    def posterior(self, numbers: Tensor) -> "Draws":
+        """Return these particles, and new data given them.
 
         Args:
             numbers: of particles, ``(N, n)``; the first data, where they are fewer.
@@ -80,11 +94,8 @@ class Redraw:
         Raises:
             RuntimeError: the programs' parameters have changed since the evaluation.
         """
-        return _joined(latents for latents, _ in self._drawn(numbers))
-
-    def predictive(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Return new data given the latents of these particles, ``(n, N, *event)`` by site."""
-        return _joined(new for _, new in self._drawn(numbers))
+        parts = list(self._drawn(numbers))
+        return Draws(*(_joined(columns) for columns in zip(*parts, strict=True)))
 
     def observed(self, rows: int) -> dict[str, Tensor]:
         """Return the values of the observed sites of the first data, ``(rows, *event)``."""
@@ -95,7 +106,7 @@ class Redraw:
                 found.append({name: site["value"] for name, site in sites.items()})
                 if sum(len(next(iter(values.values()))) for values in found) >= rows:
                     break
-        return {name: value[:rows] for name, value in _joined(iter(found), axis=0).items()}
+        return {name: value[:rows] for name, value in _joined(found, axis=0).items()}
 
     def prior(self, draws: int, rows: int) -> dict[str, Tensor]:
         """Return latents and data of the model itself, ``(draws, rows, *event)`` by site."""
@@ -103,7 +114,7 @@ class Redraw:
         drawn = sample(self.model, like=first, n=draws * rows, seed=self.seed)
         return {name: value.unflatten(0, (draws, rows)) for name, value in drawn.items()}
 
-    def _drawn(self, numbers: Tensor) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    def _drawn(self, numbers: Tensor) -> Iterator["Draws"]:
         if fingerprint(self.programs) != self.then:
             raise RuntimeError("the programs' parameters have changed since the evaluation; call pv.evaluate again")
         done = 0
@@ -117,8 +128,7 @@ class Redraw:
                 particles = weigh(self.model, self.guide, batch, own.shape[1], draw=Keyed(keys[: len(own)], own))
                 yield self._of(batch, particles)
 
-    def _of(self, batch: Batch, particles: Particles) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return latents and new data of a batch."""
+    def _of(self, batch: Batch, particles: Particles) -> "Draws":
         shape = torch.Size([len(particles), len(batch[0])])
         with own_parameters():
             guides = contract.latents(poutine.trace(self.guide).get_trace(*batch))
@@ -130,7 +140,9 @@ class Redraw:
             trace = poutine.trace(full).get_trace(*rows)
         summed = {name: trace.nodes[name]["value"].unflatten(0, shape) for name in particles.summed}
         new = {name: site["fn"].sample().unflatten(0, shape) for name, site in _observed(trace).items()}
-        return {**chosen, **summed}, {name: value for name, value in new.items() if name not in chosen}
+        log_w = particles.log_per_draw(particles.log_w)
+        statistics = {"lp": particles.log_per_draw(total(particles.log_p)), "log_weight": log_w}
+        return Draws({**chosen, **summed}, {n: value for n, value in new.items() if n not in chosen}, statistics)
 
 
 def _chosen(particles: Particles, shape: torch.Size, event_dims: Mapping[str, int]) -> dict[str, Tensor]:
@@ -153,6 +165,6 @@ def _observed(trace: Any) -> dict[str, contract.Site]:
     return {name: site for name, site in contract.observed(trace).items() if not contract.is_factor(site)}
 
 
-def _joined(parts: Iterator[Mapping[str, Tensor]], axis: int = 1) -> dict[str, Tensor]:
+def _joined(parts: Iterable[Mapping[str, Tensor]], axis: int = 1) -> dict[str, Tensor]:
     parts = [{name: value.cpu() for name, value in part.items()} for part in parts]
     return {name: torch.cat([part[name] for part in parts], axis) for name in parts[0]}

@@ -20,7 +20,7 @@ from ppl_vae.models.linear_gaussian import LinearGaussian
 MARK = {"enumerate": "parallel"}
 GROUPS = {
     *("posterior", "posterior_predictive", "observed_data", "prior", "prior_predictive"),
-    *("log_likelihood", "constant_data"),
+    *("sample_stats", "log_likelihood", "constant_data"),
 }
 
 
@@ -65,7 +65,7 @@ def test_draws_made_again_are_those_that_were_weighed():
                 seen["z"] = pyro.sample("z", self.encoder(x))
 
     pv.evaluate(pair.model, Watching(pair.guide.encoder), x, particles=30, batch_size=7, chunk=30)
-    again = evaluation.redraw.posterior(torch.arange(30).expand(7, 30))["z"]
+    again = evaluation.redraw.posterior(torch.arange(30).expand(7, 30)).latents["z"]
     torch.testing.assert_close(again, seen["z"])
 
 
@@ -117,6 +117,19 @@ def test_choices_that_were_summed_out_are_drawn_from_their_posterior(model, guid
     z = torch.as_tensor(posterior["z"].values)[0]
     odds.assert_mean(z.mean(0).unsqueeze(-1), (joint.softmax(0) * means).sum().unsqueeze(-1))
     odds.assert_mean((y * z).mean(0).unsqueeze(-1), (joint.softmax(0) * means)[1:])
+
+
+def test_statistics_are_those_of_the_draws():
+    torch.manual_seed(0)
+    model = LinearGaussian(x_dim=6, z_dim=2).double()
+    x = pv.sample(model, shape=(6,), n=5)["x"]
+    inference = pv.evaluate(model, Exact(model), x, particles=50).to_arviz()
+    z = torch.as_tensor(inference["posterior"]["z"].values)[0]
+    prior, likelihood = dist.Normal(0.0, 1.0), dist.Normal(z @ model.weight.mT + model.bias, model.log_scale.exp())
+    lp = prior.log_prob(z).sum(-1) + likelihood.log_prob(x).sum(-1)
+    np.testing.assert_allclose(inference["sample_stats"]["lp"].values[0], lp.detach())
+    log_px = model.log_px(x).detach().expand(50, 5)
+    np.testing.assert_allclose(inference["sample_stats"]["log_weight"].values[0], log_px)
 
 
 def test_new_data_follow_the_posterior_predictive():
