@@ -67,7 +67,7 @@ def fit(
     own = [f"--{role}={spec}" for role, spec in (("model", model), ("guide", guide)) if ":" in spec]
     options = own + ([f"--root={root}"] if root else [])
     say("\nNext:  " + shlex.join(["ppl-vae", "evaluate", str(folder), "--particles", "5000", *options]))
-    say("       " + shlex.join(["ppl-vae", "sample", str(folder), *options]))
+    say("       " + shlex.join(["ppl-vae", "draw", str(folder), *options]))
 
 
 def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
