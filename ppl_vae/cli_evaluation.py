@@ -1,4 +1,4 @@
-"""``ppl-vae evaluate`` and ``ppl-vae compare``."""
+"""``ppl-vae evaluate``, ``report`` and ``compare``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, console, free_folder, leads, say, stoppable
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "evaluate", "report"]
 
 
 def evaluate(
@@ -30,9 +30,27 @@ def evaluate(
     with stoppable(f"Stopped. What is finished is in {run}; the same command goes on from there"):
         evaluation = job.evaluate(run, particles, seed)
     if leads():
-        written = job.write_evaluation(run, evaluation)
+        written = [*job.write_evaluation(run, evaluation), job.report(run, evaluation)]
         say(str(evaluation))
         say(f"Written to {', '.join(map(str, written))}")
+
+
+def report(
+    run: Run,
+    particles: Annotated[
+        int | None, typer.Option(min=1, help="Which evaluation to report; that with most draws if left out.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Likewise; any if left out.")] = None,
+    model: OwnProgram = None,
+    guide: OwnProgram = None,
+    device: Device = "auto",
+    root: Root = None,
+) -> None:
+    """Write a page about a finished, evaluated run: numbers with errors, pictures, how to make it all again."""
+    from ppl_vae import jobs
+
+    job = jobs.Job.from_run(run, root, model, guide, device)
+    say(f"Written to {job.report(run, jobs.latest(run, particles, seed))}")
 
 
 def compare(

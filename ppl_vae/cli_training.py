@@ -63,6 +63,7 @@ def fit(
     job.write_evaluation(folder, evaluation)
     job.draw_learning_curve(trained.history, folder)
     job.draw(("reconstructions", "samples"), folder, seed)
+    job.report(folder, evaluation)
     report(job.title(), trained, evaluation, folder)
     own = [f"--{role}={spec}" for role, spec in (("model", model), ("guide", guide)) if ":" in spec]
     options = own + ([f"--root={root}"] if root else [])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_vae import nets, objectives, pictures, plots, runs, zoo
+from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, runs, zoo
 from ppl_vae.checking import supports
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
@@ -27,10 +27,11 @@ from ppl_vae.fitted import Fit
 from ppl_vae.optimizers import adam
 from ppl_vae.pictures import PICTURES, Subject
 from ppl_vae.programs import Programs, forked_random_state, program_name
+from ppl_vae.reporting import report_run
 from ppl_vae.sampling import sample
 from ppl_vae.training import fit
 
-__all__ = ["Job", "Settings", "compared", "write_comparison"]
+__all__ = ["Job", "Settings", "compared", "latest", "write_comparison"]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,10 @@ class Job:
         with forked_random_state(seed):
             return self.splits.train if transform is None else transform(self.splits.train)
 
+    def report(self, folder: Path, evaluation: Evaluation) -> Path:
+        """Write a page about the run."""
+        return report_run(folder, evaluation, self.model, self.guide, self.splits, title=self.title())
+
     def draw_learning_curve(self, history: Mapping[str, Any], folder: Path) -> Path:
         """Draw the bound against the epoch."""
         return _save(plots.learning_curve(history, self.title()), folder / "learning_curve.png")
@@ -233,10 +238,10 @@ def compared(folders: Sequence[Path], particles: int | None = None, seed: int | 
     names = [str(folder) for folder in folders]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"runs: {', '.join(sorted(repeated))} is named more than once")
-    return compare({str(folder): _latest(folder, particles, seed) for folder in folders})
+    return compare({str(folder): latest(folder, particles, seed) for folder in folders})
 
 
-def _latest(folder: Path, particles: int | None, seed: int | None) -> Evaluation:
+def latest(folder: Path, particles: int | None, seed: int | None) -> Evaluation:
     """Return the evaluation of a run that has most draws, of those that fit."""
     runs.read_config(folder)  # a folder of something else is told so
     wanted = runs.evaluation_name("*" if particles is None else particles, "*" if seed is None else seed)
@@ -250,9 +255,11 @@ def _latest(folder: Path, particles: int | None, seed: int | None) -> Evaluation
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """Write a comparison as Markdown and JSON into a new folder; return the files."""
     folder = runs.new_folder(out)
-    files = [folder / "comparison.md", folder / "comparison.json"]
+    files = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
     runs.write_text(files[0], comparison.to_markdown() + "\n")
     runs.write_json(files[1], comparison.to_dict())
+    rows = [(str(row.name), row.difference, row.difference_se) for row in comparison.rows]
+    _save(evaluation_plots.comparison(rows), files[2])
     return files
 
 

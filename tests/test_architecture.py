@@ -27,6 +27,10 @@ MAY_IMPORT = {
     "evaluation": {"exporting", "recording", "redrawing"},
     "recording": {"parallel", "runs"},
     "comparing": {"evaluation"},
+    "tabulating": {"evaluation"},
+    "annotating": {"plots"},
+    "evaluation_plots": {"annotating", "evaluation", "plots", "tabulating"},
+    "datum_plots": {"annotating", "evaluation", "evaluation_plots", "plots", "tabulating"},
     "importance": {
         *("batches", "compiling", "noise", "objectives", "particles", "programs", "remarks", "remembering", "weighing"),
     },
@@ -145,7 +149,7 @@ assert (random.getstate(), numpy.random.get_state()[1].tolist()) == state[1:]
 now = torch.distributions.Distribution._validate_args, torch.get_default_dtype(), torch.get_num_threads()
 assert settings == now
 assert not pyro.get_param_store()._params
-heavy = {"arviz", "matplotlib", "sklearn", "torchvision", "scipy", "typer", "rich"}
+heavy = {"arviz", "jinja2", "matplotlib", "sklearn", "torchvision", "scipy", "typer", "rich"}
 loaded = {name.split(".")[0] for name in set(sys.modules) - before}
 assert not heavy & loaded, heavy & loaded
 assert not {n for n in sys.modules if n.startswith(("ppl_vae.models", "ppl_vae.guides"))}

@@ -25,6 +25,7 @@ FILES = {
     "evaluation_K50_seed0.nc",
     "evaluation_K50_seed0.pt",
     "learning_curve.png",
+    "report.html",
     "samples.png",
     "reconstructions.png",
 }
@@ -389,6 +390,6 @@ def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
 
 def test_the_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "ppl_vae", "--help"], capture_output=True, text=True, check=True)
-    commands = ("fit", "evaluate", "compare", "sample", "draw", "ais", "surgery", "quality", "list")
-    places = [done.stdout.index(f" {command} ") for command in commands]
+    commands = ("fit", "evaluate", "compare", "report", "sample", "draw", "ais", "surgery", "quality", "list")
+    places = [done.stdout.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)
