@@ -135,7 +135,8 @@ class Sandwich:
             f"Log-likelihood{self.subject and ' of ' + self.subject} on N = {len(self):,} data simulated from it: "
             f"between {float(self.lower.mean()):.2f} and {float(self.upper.mean()):.2f} nats per datum, by "
             f"bidirectional Monte Carlo with {self.settings}, there and back; the gap is {self.gap:.3f} ± "
-            f"{stated(self.gap_se, 3)} (mean and standard error over data)."
+            f"{stated(self.gap_se, 3)} (mean and standard error over data)"
+            f"{', so that noise hides any difference' if self.gap < 0 else ''}."
         )
 
     __repr__ = __str__

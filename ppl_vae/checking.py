@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
@@ -48,18 +49,32 @@ def check(model: Program, guide: Program, x: Any) -> None:
         ...
         ppl_vae.contract.ContractError: site 'z' has event shape (20,) in the model and (10,) in the guide; ...
     """
-    batch = as_batch(x)
+    batch = tuple(part.clone() for part in as_batch(x))
     check_arguments(model, "model", batch)
     check_arguments(guide, "guide", batch)
     check_values(model, batch)
     programs = Programs(model, guide)
     check_dtype(programs, batch)
-    with pyro.validation_enabled(True), undisturbed(programs, training=False):
+    with unwritten(batch), pyro.validation_enabled(True), undisturbed(programs, training=False):
         # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
         check_structure(model, guide, batch)
         check_structure(model, guide, _resized(batch))
         check_leading_axes(model, guide, batch)
         check_gradients(model, guide, batch, programs.run_once(model, guide, batch))
+
+
+@contextmanager
+def unwritten(batch: Batch) -> Iterator[None]:
+    """Raise if what runs inside writes into a batch, whatever else it may have led to."""
+    before = [part._version for part in batch]
+    try:
+        yield
+    finally:
+        if changed := [i for i, part in enumerate(batch) if part._version != before[i]]:
+            raise ContractError(
+                f"data: a program changes part {changed[0]} of its batch in place, and so the data themselves; write "
+                "x = x - 0.5 for x.sub_(0.5), and likewise"
+            )
 
 
 def check_values(model: Program, batch: Batch) -> None:

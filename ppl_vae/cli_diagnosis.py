@@ -37,7 +37,7 @@ def ais(
         found = annealing.ais(job.model, x, subject=job.subject(), **options)
         between = annealing.bdmc(job.model, like=x, n=len(x), **options)
     start = "guide" if from_guide else "prior"
-    name = f"ais_T{distributions}_{start}_seed{seed}"
+    name = f"ais_T{distributions}_K{chains}_L{leapfrog}_{start}_N{len(x)}_seed{seed}"
     _tell(run / f"{name}.json", {"ais": found, "bdmc": between})
 
 
@@ -56,9 +56,10 @@ def surgery(
     from ppl_vae.surgery import elbo_surgery
 
     job = jobs.Job.from_run(run, root, model, guide, device)
+    x = job.splits.test[:rows]
     with stoppable("Stopped; nothing was written."):
-        found = elbo_surgery(job.model, job.guide, job.splits.test[:rows], draws=draws, seed=seed)
-    _tell(run / f"surgery_seed{seed}.json", {"surgery": found})
+        found = elbo_surgery(job.model, job.guide, x, draws=draws, seed=seed)
+    _tell(run / f"surgery_N{len(x)}_K{draws}_seed{seed}.json", {"surgery": found})
 
 
 def quality(
@@ -85,7 +86,8 @@ def quality(
         samples = next(value for value in job.sample(len(test), seed).values() if value.shape == test.shape)
         sets = {"samples": samples, "training data": job.training_images(seed)}
         found = {name: compare(images, test, taken, seed) for name, images in sets.items()}
-    _tell(run / f"quality_seed{seed}.json", found)
+    space = "features" if taken else "numbers"
+    _tell(run / f"quality_{space}_N{len(test)}_seed{seed}.json", found)
 
 
 def _tell(path: Path, found: dict[str, Any]) -> None:

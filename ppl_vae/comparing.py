@@ -1,5 +1,6 @@
 """Compare models on the data that they were all evaluated on."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,10 @@ class Row:
         difference: of `mean` from the best model's, zero or below.
         difference_se: standard error of that difference over data, which models share: differences are
             taken datum by datum. Zero for the best.
-        difference_mc_se: its Monte Carlo standard error.
+        difference_mc_se: its Monte Carlo standard error, as if both had drawn independently; evaluations with one seed
+            have noise in common, and then it is too large.
         particles: K.
-        untrusted: share of data whose k-hat is above 0.7.
+        untrusted: share of data whose k-hat is above 0.7; NaN where K is too small to tell.
     """
 
     name: str
@@ -60,12 +62,15 @@ class Comparison:
                 f"models were evaluated with different K ({', '.join(f'{k:,}' for k in sizes)}), and bounds rise with "
                 "K; evaluate all with one"
             )
-        doubtful = [row.name for row in self.rows if row.untrusted > 0.01]
+        doubtful = [str(row.name) for row in self.rows if row.untrusted > 0.01]
         if doubtful:
             found.append(
                 f"more than 1% of the data have a Pareto k-hat above 0.7 for {', '.join(doubtful)}, whose means may be "
                 "too low"
             )
+        unknown = [str(row.name) for row in self.rows if math.isnan(row.untrusted)]
+        if unknown:
+            found.append(f"K is too small for a Pareto k-hat of {', '.join(unknown)}; draw some thousands of particles")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def _cells(row: Row) -> list[str]:
         "best" if best else f"{row.difference:.3f} ± {stated(row.difference_se, 3)}",
         "" if best else stated(row.difference_mc_se, 3),
         f"{row.particles:,}",
-        f"{row.untrusted:.1%}",
+        "unknown" if math.isnan(row.untrusted) else f"{row.untrusted:.1%}",
     ]
 
 
@@ -190,5 +195,5 @@ def _row(name: str, own: _Aligned, best: _Aligned) -> Row:
         difference_se=0.0 if is_best else standard_error(differences),
         difference_mc_se=0.0 if is_best else monte_carlo,
         particles=own.evaluation.particles,
-        untrusted=own.evaluation.untrusted,
+        untrusted=math.nan if own.evaluation.khat_unknown else own.evaluation.untrusted,
     )

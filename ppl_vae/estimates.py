@@ -51,9 +51,9 @@ def _block(log_w: Tensor, keys: Tensor, curve: bool) -> dict[str, Tensor]:
         "ess": effective_sample_size(log_w),
         "khat": pareto_khat(log_w),
         "log_px_error": log_mean_error(log_w),
-        "rise": log_px - pooled(log_w, k // 2) if k > 1 else torch.full_like(log_px, math.nan),
+        "rise": _rise(log_w) if k > 1 else torch.full_like(log_px, math.nan),
         "resampled": _resampled(log_w, keys),
-        "replicates": _replicates(log_w, keys),
+        "replicates": _replicates(log_w, keys, log_px),
     }
     if curve:
         columns["curve"] = torch.stack([pooled(log_w, size) for size in curve_sizes(k)], 1)
@@ -84,8 +84,16 @@ def pooled(log_w: Tensor, size: int) -> Tensor:
     return (log_w[: groups * size].unflatten(0, (groups, size)).logsumexp(1) - math.log(size)).mean(0)
 
 
-def _replicates(log_w: Tensor, keys: Tensor) -> Tensor:
+def _rise(log_w: Tensor) -> Tensor:
+    """Return what doubling adds to the bound: of all particles, but for an odd one, over that of their halves."""
+    half = len(log_w) // 2
+    return pooled(log_w, 2 * half) - pooled(log_w[: 2 * half], half)
+
+
+def _replicates(log_w: Tensor, keys: Tensor, log_px: Tensor) -> Tensor:
     """Return bootstrap replicates of the bound, ``(B, n)``: of the means of up to 100 groups of particles.
+
+    They are shifted so that their harmonic mean, which is what leave-one-out makes of them, is the estimate itself.
 
     Reference: B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 1979,
     https://doi.org/10.1214/aos/1176344552.
@@ -95,7 +103,8 @@ def _replicates(log_w: Tensor, keys: Tensor) -> Tensor:
     count, n = len(groups), min(KEPT, len(log_w))
     places = torch.arange(1, n * count + 1, device=keys.device)
     picked = (mixed(mixed(keys + 1).unsqueeze(-1) + places) >> 11 & (2**53 - 1)) % count
-    return (groups.mT.gather(1, picked).unflatten(1, (n, count)).logsumexp(-1) - math.log(count)).contiguous()
+    replicates = groups.mT.gather(1, picked).unflatten(1, (n, count)).logsumexp(-1)
+    return replicates + (log_px + (-replicates).logsumexp(-1) - math.log(n)).unsqueeze(-1)
 
 
 def _resampled(log_w: Tensor, keys: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from ppl_vae.crossing import to_evaluate
 from ppl_vae.data.splits import on_data
 from ppl_vae.estimates import curve_sizes, estimates
 from ppl_vae.evaluation import Evaluation
-from ppl_vae.importance import Weights, can_be_keyed
+from ppl_vae.importance import Weights, can_be_keyed, probe
 from ppl_vae.noise import datum_keys, told_apart
+from ppl_vae.objectives.options import whole
 from ppl_vae.parallel import Workers, workers
 from ppl_vae.programs import Program, Programs, own_parameters, program_name, undisturbed
 from ppl_vae.progress import Bar, progress_bar
@@ -95,9 +96,10 @@ def evaluate(
         >>> torch.allclose(evaluation.log_px.float(), model.log_px(x), atol=1e-3)
         True
     """
-    for name, value in (("particles", particles), ("chunk", chunk)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    whole("particles", particles)
+    whole("chunk", chunk)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected a whole number of 64 bits, found {seed!r}")
     check_compile(compile)
     if subject is None:
         subject = f"{program_name(model)} (guide {program_name(guide)}){on_data(data)}"
@@ -111,21 +113,29 @@ def evaluate(
         check(model, guide, first)
         programs.run_once(model, guide, first)
         _check_alike(programs, together)
-        settings = {"particles": particles, "seed": seed, "curve": bool(curve), "programs": fingerprint(programs)}
+        keyed = can_be_keyed(model, guide, first)
+        settings = {
+            "particles": particles,
+            "seed": seed,
+            "curve": bool(curve),
+            "first": int(datum_keys(first)[0]),
+            "programs": fingerprint(programs),
+            "probe": probe(model, guide, first) if keyed else None,
+        }
         record = Record(out, settings, together)
         record.facts |= {
             "subject": subject,
             "sizes": curve_sizes(particles) if curve else [],
             **_measures(model, first),
         }
-        keyed = can_be_keyed(model, guide, first)
         weights = Weights(model, guide, programs, particles, chunk, compile, planned, keyed)
         with record.kept():
             for batch in chain([first], map(programs.on_device, stream)):
                 _take(record, weights, batch, curve, together, bar)
     again = partial(_numbered, batches, programs, seed)
-    redraw = Redraw(model, guide, programs, again, record.settings["programs"], seed)
-    return Evaluation.of(record.settings, record.facts, record.columns(), redraw if keyed else None)
+    columns = record.columns()
+    redraw = Redraw(model, guide, programs, again, columns["keys"], settings["programs"], settings["probe"])
+    return Evaluation.of(settings, record.facts, columns, redraw if keyed else None)
 
 
 def _measures(model: Program, batch: Batch) -> dict[str, Any]:

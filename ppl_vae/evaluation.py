@@ -137,6 +137,11 @@ class Evaluation:
         return -self.elbo - self.distortion
 
     @property
+    def khat_unknown(self) -> bool:
+        """Whether K is too small for any Pareto k-hat."""
+        return bool(self.khat.isposinf().all())
+
+    @property
     def untrusted(self) -> float:
         """Share of data whose k-hat is above 0.7."""
         return share(~(self.khat <= KHAT_LIMIT))  # a k-hat that is no number is no comfort
@@ -144,7 +149,7 @@ class Evaluation:
     @property
     def verdict(self) -> str:
         """Which data's estimates are not to be trusted, in words."""
-        if bool(self.khat.isposinf().all()):
+        if self.khat_unknown:
             return "unknown: K is too small for a Pareto k-hat"
         return f"{self.untrusted:.1%} of the data (Pareto k-hat above {KHAT_LIMIT})"
 
@@ -154,7 +159,7 @@ class Evaluation:
         return tuple(warning for warning in (self._tail(), self._few(), self._rising()) if warning)
 
     def _tail(self) -> str | None:
-        if bool(self.khat.isposinf().all()):
+        if self.khat_unknown:
             return (
                 f"with K = {self.particles:,} no Pareto k-hat can be computed, so that nothing tells whether the "
                 "estimates and their errors can be trusted; draw 25 particles or more, some thousands to publish"
@@ -203,6 +208,8 @@ class Evaluation:
         """
         if self.dims is None:
             raise ValueError("bits_per_dim: the data have no fixed number of dimensions (masked, or several sites)")
+        if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
+            raise ValueError(f"levels: expected a whole number of at least 2, found {levels!r}")
         if self.mass == (levels is not None):
             found, repair = ("a mass function", "leave levels out") if self.mass else ("a density", "give levels=256")
             raise ValueError(f"levels: the likelihood is {found}; {repair}, or the number that its data have")
@@ -218,15 +225,16 @@ class Evaluation:
         evaluation, whose programs are not at hand, the last two.
 
         The log-likelihood of a datum is marginal, its latents integrated out; its draws are bootstrap replicates of
-        the importance-sampling estimate. So ``az.loo`` agrees with ``log_px`` up to Monte Carlo error, ``p_loo``
-        is about that error, and ``az.compare`` compares models as `mean` does. (Given draws of the latents, it
-        would compare how well a datum is reconstructed.)
+        the importance-sampling estimate, shifted so that their harmonic mean is ``log_px``. So ``az.loo`` gives the
+        sum of ``log_px`` but for its own smoothing, ``p_loo`` is about the Monte Carlo error, and ``az.compare``
+        compares models as `mean` does. (Given draws of the latents, it would compare how well a datum is
+        reconstructed.)
 
         Args:
             rows: for how many of the data to draw latents and new data.
 
         Raises:
-            RuntimeError: the programs' parameters have changed since.
+            RuntimeError: the programs or the data have changed since.
 
         Reference: E. Merkle, D. Furr, S. Rabe-Hesketh, "Bayesian Comparison of Latent Variable Models:
         Conditional Versus Marginal Likelihoods", Psychometrika 2019, https://arxiv.org/abs/1802.04452.
@@ -257,7 +265,7 @@ class Evaluation:
             "se": known(self.se),
             "mc_se": known(self.mc_se),
             "bits_per_dim": self.bits_per_dim() if discrete else None,
-            "khat_above_0.7": None if bool(self.khat.isposinf().all()) else self.untrusted,
+            "khat_above_0.7": None if self.khat_unknown else self.untrusted,
             "ess_below_10": share(~(self.ess >= ESS_LIMIT)),
             "curve": {str(k): float(bound.mean()) for k, bound in self.curve.items()},
             "warnings": list(self.warnings),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch
 from ppl_vae.compiling import Compiled
-from ppl_vae.noise import CannotKey, Keyed
+from ppl_vae.noise import CannotKey, Keyed, datum_keys
 from ppl_vae.objectives import elbo
 from ppl_vae.objectives.parts import parts
 from ppl_vae.particles import Particles
@@ -17,7 +17,9 @@ from ppl_vae.remarks import remark
 from ppl_vae.remembering import Name, Remembered
 from ppl_vae.weighing import weigh
 
-__all__ = ["Weights", "can_be_keyed"]
+__all__ = ["Weights", "can_be_keyed", "probe"]
+
+PROBED, ALONE = 64, 4  # particles by which draws are held to their independence: together, and one by one
 
 
 class Weights:
@@ -138,14 +140,44 @@ def can_be_keyed(model: Program, guide: Program, batch: Batch) -> bool:
         True
     """
     rows = tuple(part[:2] for part in batch)
-    numbers = torch.zeros(len(rows[0]), 1, dtype=torch.long, device=rows[0].device)
+    numbers = torch.arange(PROBED, device=rows[0].device)
+    last = len(rows[0]) - 1
     try:
-        with torch.no_grad():
-            weigh(model, guide, rows, 1, draw=Keyed(numbers[:, 0], numbers))
+        together = _log_weights(model, guide, rows, numbers)[:ALONE, last]
+        row = tuple(part[last:] for part in rows)
+        apart = torch.cat([_log_weights(model, guide, row, numbers[i : i + 1])[0] for i in range(ALONE)])
     except CannotKey as error:
-        remark(f"evaluate: {error}, so that results depend on batch_size, chunk and the order of the data")
-        return False
-    return True
+        why = str(error).splitlines()[0]  # Pyro adds its trace
+    else:
+        # A bit may flip by rounding, and move its weight; draws that depend on others differ nearly all.
+        same = torch.isclose(together, apart, rtol=1e-3, atol=1e-3).double().mean() > 0.5
+        why = "" if same else "what the guide draws for a datum depends on what is drawn beside it"
+    if why:
+        remark(f"evaluate: {why}, so that results depend on batch_size, chunk and the order of the data")
+    return not why
+
+
+def probe(model: Program, guide: Program, batch: Batch) -> float:
+    """Return a number by which a pair of programs is known again: log-weights of some draws for the first datum.
+
+    Example:
+        >>> from ppl_vae.models.vae import VAE
+        >>> from ppl_vae.guides.normal import Normal
+        >>> pair = VAE(), Normal()
+        >>> probe(*pair, (torch.ones(2, 784),)) == probe(*pair, (torch.ones(3, 784),))
+        True
+    """
+    rows = tuple(part[:1] for part in batch)
+    log_w = _log_weights(model, guide, rows, torch.arange(3, device=rows[0].device))
+    return float(log_w.double().nan_to_num().sum())
+
+
+@torch.no_grad()
+def _log_weights(model: Program, guide: Program, rows: Batch, numbers: Tensor) -> Tensor:
+    """Return log-weights of the particles of these numbers, ``(K, B)``."""
+    rule = Keyed(datum_keys(rows), numbers.expand(len(rows[0]), -1))
+    particles = weigh(model, guide, rows, len(numbers), draw=rule)
+    return particles.log_per_draw(particles.log_w)
 
 
 def _distortion(particles: Particles) -> Tensor:

@@ -31,6 +31,7 @@ def _signed(word: int) -> int:
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 # Room for the numbers of one draw, before those of the next at the same site.
 MOST_ELEMENTS = 2**40
 # Marsaglia and Tsang's proposal is accepted in 95 of 100 cases or more; all fail with a chance of 1e-20.
@@ -182,11 +183,13 @@ class _Drawing(TorchDispatchMode):
         raise CannotKey(f"site '{self.name}' draws numbers of shape {shape} for a batch of {self.batch_shape}")
 
     def uniform(self, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        """Return numbers in [0, 1)."""
-        digits = 53 if dtype is torch.float64 else 24
-        return self.like(
-            shape, lambda streams, n: _shifted(_elements(streams, n), 64 - digits).to(dtype) * 2.0**-digits
-        )
+        """Return numbers in [0, 1), with as many binary digits as the type has."""
+        digits, real = DIGITS[dtype], _real(dtype)
+
+        def make(streams: Tensor, n: int) -> Tensor:
+            return (_shifted(_elements(streams, n), 64 - digits).to(real) * 2.0**-digits).to(dtype)
+
+        return self.like(shape, make)
 
     def normal(self, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
         """Return standard normal numbers, two of each word."""
@@ -219,8 +222,7 @@ def _real(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rand(to: _Drawing, size: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    dtype = dtype or torch.get_default_dtype()
-    return to.uniform(size, _real(dtype)).to(dtype)
+    return to.uniform(size, dtype or torch.get_default_dtype())
 
 
 def _randn(to: _Drawing, size: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -275,31 +277,38 @@ def _multinomial(to: _Drawing, p: Tensor, num_samples: int, replacement: bool = 
     return torch.minimum(found, last)
 
 
-def _standard_gamma(to: _Drawing, alpha: Tensor) -> Tensor:
-    """Draw with shape ``alpha`` and rate one, by as many attempts for all as any could need.
+def _log_gamma(to: _Drawing, alpha: Tensor) -> Tensor:
+    """Draw the logarithm of a gamma variable of shape ``alpha`` and rate one, in float64.
+
+    Small shapes give values far below the smallest float, whose ratios matter all the same. There are as many attempts
+    for all elements as any of them could need; of several that are accepted the last is no better or worse.
 
     Reference: G. Marsaglia, W. Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on
     Mathematical Software 2000, https://doi.org/10.1145/358407.358414.
     """
-    dtype, shape = _real(alpha.dtype), alpha.shape
+    alpha, shape = alpha.double(), alpha.shape
     small = alpha < 1
-    d = alpha + small.to(alpha.dtype) - 1 / 3
+    d = alpha + small - 1 / 3
     c = 1 / (9 * d).sqrt()
-    drawn = d.clone()
+    log_drawn = d.log()
     for _ in range(ATTEMPTS):
-        z, u = to.normal(shape, dtype), 1 - to.uniform(shape, dtype)
+        z, u = to.normal(shape, torch.float64), 1 - to.uniform(shape, torch.float64)
         v = (1 + c * z).clamp_min(0) ** 3
-        accepted = (v > 0) & (u.log() < 0.5 * z.square() + d * (1 - v + v.clamp_min(torch.finfo(dtype).tiny).log()))
-        drawn = torch.where(
-            accepted, d * v, drawn
-        )  # of several that are accepted the last, which is no better or worse
-    boost = (1 - to.uniform(shape, dtype)).log() / alpha
-    return torch.where(small, drawn * boost.exp(), drawn).to(alpha.dtype)
+        log_v = v.clamp_min(torch.finfo(torch.float64).tiny).log()
+        accepted = (v > 0) & (u.log() < 0.5 * z.square() + d * (1 - v + log_v))
+        log_drawn = torch.where(accepted, d.log() + log_v, log_drawn)
+    boost = (1 - to.uniform(shape, torch.float64)).log() / alpha
+    return torch.where(small, log_drawn + boost, log_drawn)
+
+
+def _standard_gamma(to: _Drawing, alpha: Tensor) -> Tensor:
+    return _log_gamma(to, alpha).exp().to(alpha.dtype).clamp_min(torch.finfo(alpha.dtype).tiny)
 
 
 def _sample_dirichlet(to: _Drawing, alpha: Tensor) -> Tensor:
-    gammas = _standard_gamma(to, alpha).clamp_min(torch.finfo(alpha.dtype).tiny)
-    return gammas / gammas.sum(-1, keepdim=True)
+    """Draw within the open simplex, as torch does: no element is zero or one, where densities may be infinite."""
+    info = torch.finfo(alpha.dtype)
+    return _log_gamma(to, alpha).softmax(-1).to(alpha.dtype).clamp(info.tiny, 1 - info.eps / 2)
 
 
 # Draws of torch by name, each from a site's streams.

@@ -1,5 +1,6 @@
 """Finished parts of a long evaluation, kept in a file from which an interrupted one goes on."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,12 @@ __all__ = ["Record", "read_record"]
 # Often enough that little is lost, seldom enough that writing costs nothing.
 SECONDS_BETWEEN_WRITES = 5.0
 FORMAT = 1
+# What settings that nobody chose are about.
+WORDS = {
+    "first": "other data",
+    "programs": "other parameters of the programs",
+    "probe": "another model or guide, though their parameters are equal",
+}
 
 
 class Record:
@@ -71,14 +78,13 @@ class Record:
         if not path.parent.is_dir():
             raise ValueError(f"out: there is no folder {path.parent}; make it first")
         if not path.exists():
+            _check_writable(path)
             return
         found = read_record(path)
         for name, value in self.settings.items():
             other = found["settings"].get(name)
-            if other != value:
-                words = (
-                    f"{name} = {other!r}, not {value!r}" if name != "programs" else "other parameters of the programs"
-                )
+            if not _same(value, other):
+                words = WORDS.get(name, f"{name} = {other!r}, not {value!r}")
                 raise ValueError(f"out: {path} is of an evaluation with {words}; give another file, or remove that one")
         self._parts, self.complete = [found["columns"]], found["complete"]
 
@@ -104,7 +110,7 @@ class Record:
 
     def add(self, keys: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Take in the columns of the next data, and write all now and then."""
-        self._changed = True
+        self._changed, self.complete = True, False
         self._parts.append({name: column.cpu() for name, column in {"keys": keys, **columns}.items()})
         if self._writes and time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
@@ -147,6 +153,22 @@ class Record:
         self._written = time.monotonic()
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Tell whether two settings are equal, numbers that were computed up to rounding."""
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-4, abs_tol=1e-4)
+    return value == other
+
+
+def _check_writable(path: Path) -> None:
+    """Raise before any work is done if its result could not be kept."""
+    try:
+        write_atomically(path, lambda file: None)
+        path.unlink()
+    except OSError as error:
+        raise ValueError(f"out: {path} cannot be written ({error.strerror}); give another file") from error
+
+
 def read_record(path: str | Path) -> dict[str, Any]:
     """Return what a `Record` wrote; nothing but tensors and plain values is ever unpickled.
 
@@ -165,8 +187,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not an evaluation's file ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # what torch says of other files would be bad advice
+        raise ValueError(
+            f"{path}: not an evaluation's file, or a damaged one; give another one, or remove it"
+        ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or "columns" not in found:
         raise ValueError(f"{path}: not an evaluation's file, or one of another version of this library")
     return found

@@ -1,5 +1,6 @@
 """Draws of the posterior and of new data, made again from an evaluation's particles when somebody asks for them."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import islice
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.noise import Keyed
+from ppl_vae.importance import probe
+from ppl_vae.noise import Keyed, datum_keys
 from ppl_vae.particles import Particles, total
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.sampling import sample
@@ -61,7 +63,9 @@ class Redraw:
         guide: Pyro program with the same arguments.
         programs: both.
         batches: makes an iterator over batches and their keys, those of the evaluation.
+        keys: of the data that were evaluated, ``(N,)``.
         then: fingerprint of the programs when they were evaluated.
+        probed: their `probe` then.
         seed: for new data.
 
     Example:
@@ -79,11 +83,13 @@ class Redraw:
         guide: Program,
         programs: Programs,
         batches: Callable[[], Iterator[tuple[Batch, Tensor]]],
+        keys: Tensor,
         then: str,
-        seed: int,
+        probed: float,
+        seed: int = 0,
     ):
         self.model, self.guide, self.programs = model, guide, programs
-        self.batches, self.then, self.seed = batches, then, seed
+        self.batches, self.keys, self.then, self.probed, self.seed = batches, keys, then, probed, seed
 
     def posterior(self, numbers: Tensor) -> "Draws":
         """Return these particles, and new data given them.
@@ -92,7 +98,7 @@ class Redraw:
             numbers: of particles, ``(N, n)``; the first data, where they are fewer.
 
         Raises:
-            RuntimeError: the programs' parameters have changed since the evaluation.
+            RuntimeError: the programs or the data have changed since the evaluation.
         """
         parts = list(self._drawn(numbers))
         return Draws(*(_joined(columns) for columns in zip(*parts, strict=True)))
@@ -115,11 +121,10 @@ class Redraw:
         return {name: value.unflatten(0, (draws, rows)) for name, value in drawn.items()}
 
     def _drawn(self, numbers: Tensor) -> Iterator["Draws"]:
-        if fingerprint(self.programs) != self.then:
-            raise RuntimeError("the programs' parameters have changed since the evaluation; call pv.evaluate again")
         done = 0
         with undisturbed(self.programs, self.seed, training=False), torch.no_grad():
             for batch, keys in self.batches():
+                self._check_unchanged(batch, done)
                 own = numbers[done : done + len(keys)].long().to(keys.device)
                 done += len(keys)
                 if len(own) == 0:
@@ -127,6 +132,16 @@ class Redraw:
                 batch = tuple(part[: len(own)] for part in batch)
                 particles = weigh(self.model, self.guide, batch, own.shape[1], draw=Keyed(keys[: len(own)], own))
                 yield self._of(batch, particles)
+
+    def _check_unchanged(self, batch: Batch, done: int) -> None:
+        """Raise unless programs and data are those that were evaluated: particles have numbers for these alone."""
+        if not torch.equal(datum_keys(batch).cpu(), self.keys[done : done + len(batch[0])]):
+            raise RuntimeError("the data have changed since the evaluation; call pv.evaluate again")
+        if done:
+            return
+        probed = probe(self.model, self.guide, batch)
+        if fingerprint(self.programs) != self.then or not math.isclose(probed, self.probed, rel_tol=1e-4, abs_tol=1e-4):
+            raise RuntimeError("the programs have changed since the evaluation; call pv.evaluate again")
 
     def _of(self, batch: Batch, particles: Particles) -> "Draws":
         shape = torch.Size([len(particles), len(batch[0])])

@@ -91,7 +91,9 @@ class Remembered(TorchDispatchMode):
                     self._names[part] = Name((name, i), name.roots)
 
     def _notice_change(self, args: Any, kwargs: Mapping[str, Any]) -> None:
-        changed = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+        arguments = [*args, *kwargs.values()]
+        lists = [part for arg in arguments if isinstance(arg, (list, tuple)) for part in arg]
+        changed = [part for part in (*arguments, *lists) if isinstance(part, Tensor)]
         if any(tensor in self._names for tensor in changed):
             self._names.clear()
             self.found.clear()

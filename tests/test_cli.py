@@ -199,10 +199,10 @@ def test_a_run_is_looked_at_from_all_sides(monkeypatch, finished, capsys):
     said = capsys.readouterr().out
     for words in ("annealed importance sampling", "the gap is", "mutual information", "Active units", "precision"):
         assert words in said
-    found = json.loads((finished / "ais_T5_prior_seed0.json").read_text())
+    found = json.loads((finished / "ais_T5_K2_L10_prior_N30_seed0.json").read_text())
     assert found["ais"]["n"] == found["bdmc"]["n"] == 30
-    assert json.loads((finished / "surgery_seed0.json").read_text())["surgery"]["n"] == 30
-    assert set(json.loads((finished / "quality_seed0.json").read_text())) == {"samples", "training data"}
+    assert json.loads((finished / "surgery_N30_K2_seed0.json").read_text())["surgery"]["n"] == 30
+    assert set(json.loads((finished / "quality_numbers_N30_seed0.json").read_text())) == {"samples", "training data"}
 
 
 def test_a_run_of_another_model_is_refused_and_kept(monkeypatch, finished, capsys):

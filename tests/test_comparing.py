@@ -82,6 +82,16 @@ def test_what_speaks_against_a_comparison_is_told():
     assert "k-hat above 0.7 for poor" in told[0]
 
 
+def test_an_unknown_khat_is_no_bad_one():
+    x = pv.sample(model(2), shape=(6,), n=20)["x"]
+    found = pv.compare({"a": evaluated(model(1), x, particles=3), "b": evaluated(model(2), x, particles=3)})
+    assert "| unknown |" in found.to_markdown()
+    assert found.to_dict()["rows"][0]["untrusted"] is None
+    assert found.warnings == ("K is too small for a Pareto k-hat of b, a; draw some thousands of particles",) or (
+        found.warnings == ("K is too small for a Pareto k-hat of a, b; draw some thousands of particles",)
+    )
+
+
 def test_tables_and_json_have_the_same_numbers():
     x = pv.sample(model(2), shape=(6,), n=20)["x"]
     found = pv.compare({"a": evaluated(model(1), x), "b": evaluated(model(2), x)})

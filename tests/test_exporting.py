@@ -222,8 +222,30 @@ def test_programs_that_were_trained_on_are_refused():
     pair = pairs.make("vae", "normal")
     evaluation = pv.evaluate(pair.model, pair.guide, pair.data(), particles=30)
     next(pair.guide.parameters()).data.add_(0.1)
-    with pytest.raises(RuntimeError, match="the programs' parameters have changed"):
+    with pytest.raises(RuntimeError, match="the programs have changed"):
         evaluation.to_arviz()
+
+
+def test_data_that_were_changed_are_refused():
+    pair = pairs.make("vae", "normal")
+    x = pair.data(6)
+    evaluation = pv.evaluate(pair.model, pair.guide, x, particles=30)
+    x.copy_(1 - x)
+    with pytest.raises(RuntimeError, match="the data have changed"):
+        evaluation.to_arviz()
+
+
+def test_what_leave_one_out_makes_of_replicates_is_the_estimate():
+    """The harmonic mean of replicates is what ``az.loo`` estimates; unshifted, it would lie below log p(x)."""
+    torch.manual_seed(0)
+    model = LinearGaussian(x_dim=6, z_dim=2).double()
+    x = 2 * pv.sample(model, shape=(6,), n=50)["x"]
+    evaluation = pv.evaluate(model, Prior(), x, particles=200)
+    r = evaluation.replicates
+    torch.testing.assert_close(-((-r).logsumexp(1) - torch.tensor(100.0).log()), evaluation.log_px)
+    loo = quietly(arviz.loo, evaluation.to_arviz())
+    elpd = float(getattr(loo, "elpd_loo", None) or loo.elpd)
+    assert abs(elpd / 50 - evaluation.mean) < 2 * evaluation.mc_se
 
 
 def test_a_fit_has_its_history_too():

@@ -22,6 +22,8 @@ CONTINUOUS = {
     "gamma": (dist.Gamma(3 * ONES, 1.0), stats.gamma(3)),
     "gamma of small shape": (dist.Gamma(0.3 * ONES.double(), 1.0), stats.gamma(0.3)),
     "beta": (dist.Beta(2 * ONES, 0.5), stats.beta(2, 0.5)),
+    "beta of small shapes": (dist.Beta(0.1 * ONES.double(), 0.1), stats.beta(0.1, 0.1)),
+    "beta of tiny shapes": (dist.Beta(0.02 * ONES, 0.03), stats.beta(0.02, 0.03)),
     "student": (dist.StudentT(4 * ONES), stats.t(4)),
     "gumbel": (dist.Gumbel(0 * ONES, 1.0), stats.gumbel_r()),
 }
@@ -43,7 +45,30 @@ def test_draws_have_the_distribution(name):
     fn, reference = CONTINUOUS[name]
     drawn = keyed()("z", fn)
     assert drawn.dtype is fn.sample().dtype
-    assert stats.kstest(drawn.double().flatten().numpy(), reference.cdf).pvalue > odds.FAILURE_RATE
+    at = drawn.double().flatten().numpy()
+    # A number that rounds to the border of its support is where that border is.
+    at = at[(at > 1e-30) & (at < 1 - 1e-7)] if "tiny" in name else at
+    low, high = reference.cdf([1e-30, 1 - 1e-7]) if "tiny" in name else (0.0, 1.0)
+    assert stats.kstest(at, lambda v: (reference.cdf(v) - low) / (high - low)).pvalue > odds.FAILURE_RATE
+
+
+def test_draws_from_a_simplex_stay_inside_it():
+    """On its border densities are infinite; a common underflow must not look like a draw from the middle."""
+    for alpha in (0.5, 0.1, 0.01):
+        z = keyed()("z", dist.Dirichlet(torch.full((PARTICLES, DATA, 3), alpha)))
+        assert ((z > 0) & (z < 1)).all()
+        beta = keyed()("z", dist.Beta(alpha * ONES, alpha))
+        assert dist.Beta(alpha * ONES, alpha).log_prob(beta).isfinite().all()
+        assert (beta == 0.5).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_low_precision_stay_below_one(dtype):
+    drawn = keyed()("z", dist.Uniform(torch.zeros_like(ONES, dtype=dtype), torch.ones_like(ONES, dtype=dtype)))
+    assert drawn.dtype is dtype
+    assert drawn.max() < 1
+    half_a_step = {torch.float16: 2.0**-12, torch.bfloat16: 2.0**-9}[dtype]
+    odds.assert_mean(drawn.double().reshape(-1, 1), torch.tensor([0.5 - half_a_step]).double())
 
 
 @pytest.mark.parametrize("name", DISCRETE)
