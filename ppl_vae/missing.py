@@ -17,7 +17,7 @@ from ppl_vae.contract import ContractError
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.sampling import mean_of
-from ppl_vae.tracing import Draw, plated
+from ppl_vae.tracing import Draw, Unobserved, plated
 from ppl_vae.weighing import weigh
 
 __all__ = ["Conditional", "Pixels", "data_site", "given"]
@@ -160,7 +160,7 @@ class Conditional:
         if not record.summed:
             entries = (record.log_p[name] for name in record.values if name in record.log_p)
             return sum(entries, start=torch.zeros_like(record.log_w))
-        with _Unobserved():  # what is summed out hangs together with the data
+        with Unobserved():  # what is summed out hangs together with the data
             return sum(self.weigh(x, len(record), given(record.values))[0].log_p.values())
 
     def _pixels(self, fn: Any, particles: int) -> Pixels:
@@ -255,14 +255,6 @@ class _Likelihood(Messenger):
             self.fn = msg["fn"]
             if self.counted is not None:
                 msg["fn"] = _masked(self.fn, self.counted.reshape(-1, *self.fn.event_shape))
-
-
-class _Unobserved(Messenger):
-    """Leave everything observed out of the density."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"]:
-            msg["mask"] = False
 
 
 def _masked(fn: Any, counted: Tensor) -> Any:

@@ -4,10 +4,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.batches import Batch
@@ -15,6 +14,7 @@ from ppl_vae.coordinates import Coordinates
 from ppl_vae.hmc import Density, Evaluate, transition
 from ppl_vae.particles import Particles, log_sum, total
 from ppl_vae.programs import Program
+from ppl_vae.tracing import Unobserved
 from ppl_vae.weighing import weigh
 
 __all__ = [
@@ -158,7 +158,7 @@ def _base(
     if values.keys() <= record.log_p.keys():
         return {name: record.log_p[name] for name in values}
     # A latent's prior hangs together with what is summed out.
-    return _weighed(Blind()(model), space.stand_in, batch, values).log_p
+    return _weighed(Unobserved()(model), space.stand_in, batch, values).log_p
 
 
 def _weighed(model: Program, guide: Program, batch: Batch, values: Mapping[str, Tensor]) -> Particles:
@@ -170,14 +170,6 @@ def _summed(record: Particles, densities: Mapping[str, Tensor]) -> Tensor:
     """Return a log density, values that the guide enumerates summed out."""
     density = total(densities)
     return log_sum(density.flatten(0, -3)) if record.enumerated else density
-
-
-class Blind(Messenger):
-    """Give observed sites no density, so that what is left of a model is its prior."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"]:
-            msg["mask"] = False
 
 
 def densities(model: Program, guide: Program | None, space: Coordinates) -> Callable[..., tuple[Tensor, ...]]:

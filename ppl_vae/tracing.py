@@ -17,7 +17,17 @@ from ppl_vae.contract import PARTICLE_PLATE, Site
 from ppl_vae.particles import Path
 from ppl_vae.programs import Program
 
-__all__ = ["Draw", "first", "paired_traces", "placed", "plated", "scored_at_draws", "scored_dream", "trace_of_first"]
+__all__ = [
+    "Draw",
+    "Unobserved",
+    "first",
+    "paired_traces",
+    "placed",
+    "plated",
+    "scored_at_draws",
+    "scored_dream",
+    "trace_of_first",
+]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
 Draw = Callable[[str, Any], Tensor | None]
@@ -159,6 +169,14 @@ class Enumerating(EnumMessenger):
         if contract.has_density(msg) and not (msg["is_observed"] or msg["done"]):
             contract.check_mark(msg["name"], msg)
         super()._pyro_sample(msg)
+
+
+class Unobserved(Messenger):
+    """Give observed sites no density, so that what is left of a model is its prior."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"]:
+            msg["mask"] = False
 
 
 class Drawing(Messenger):

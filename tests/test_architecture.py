@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "codes": {"contract", "latents", "objectives", "programs"},
     "hmc": set(),
     "coordinates": {"batches", "contract", "programs"},
-    "tempering": {"batches", "coordinates", "hmc", "particles", "programs", "weighing"},
+    "tempering": {"batches", "coordinates", "hmc", "particles", "programs", "tracing", "weighing"},
     "estimation": {"objectives", "particles", "programs", "weighing"},
     "two_samples": set(),
     "features": {"batches", "data", "nets", "programs", "progress"},
