@@ -19,7 +19,7 @@ from ppl_vae.weighing import weigh
 
 __all__ = ["Weights", "can_be_keyed", "probe"]
 
-PROBED, ALONE = 64, 4  # particles by which draws are held to their independence: together, and one by one
+PROBED, ALONE = 64, 3  # particles by which draws are held to their independence: together, and one by one
 
 
 class Weights:

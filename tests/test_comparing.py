@@ -49,7 +49,7 @@ def test_the_order_of_the_data_is_found():
 
 def test_the_error_of_a_difference_is_its_spread():
     differences, errors = [], []
-    for seed in range(150):
+    for seed in range(60):
         x = pv.sample(model(2), shape=(6,), n=40, seed=seed)["x"]
         rows = pv.compare({"a": evaluated(model(1), x), "b": evaluated(model(2), x)}).rows
         sign = 1 if rows[0].name == "b" else -1
@@ -57,7 +57,7 @@ def test_the_error_of_a_difference_is_its_spread():
         errors.append(rows[1].difference_se)
     spread, stated = torch.tensor(differences).std(), torch.tensor(errors).square().mean().sqrt()
     # The logarithm of an estimated standard deviation has an error of 1 / sqrt(2 (n - 1)).
-    assert abs(math.log(spread / stated)) < odds.limit(1) / math.sqrt(2 * 149)
+    assert abs(math.log(spread / stated)) < odds.limit(1) / math.sqrt(2 * 59)
 
 
 def test_evaluations_of_different_data_are_refused():
