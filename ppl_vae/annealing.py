@@ -11,7 +11,7 @@ from ppl_vae.batches import Batch, source
 from ppl_vae.compiling import check_compile
 from ppl_vae.crossing import to_evaluate
 from ppl_vae.data.splits import on_data
-from ppl_vae.evaluation import known, standard_error, stated
+from ppl_vae.evaluation import OverData, known, standard_error, stated
 from ppl_vae.programs import Program, forked_random_state, program_name
 from ppl_vae.sampling import simulate
 from ppl_vae.tempering import Schedule, sigmoid_schedule
@@ -20,7 +20,7 @@ __all__ = ["Annealing", "Sandwich", "ais", "bdmc"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Annealing:
+class Annealing(OverData):
     """Log-likelihood estimates by annealed importance sampling. All in nats.
 
     Attributes:
@@ -40,25 +40,6 @@ class Annealing:
     step_size: Tensor
     settings: Settings
     subject: str = ""
-
-    def __len__(self) -> int:
-        """The number of data N."""
-        return len(self.log_px)
-
-    @property
-    def mean(self) -> float:
-        """Mean of ``log_px``: the sum over data / N."""
-        return float(self.log_px.mean())
-
-    @property
-    def se(self) -> float:
-        """Standard error of `mean` over data: how much another test set of this size would change it."""
-        return standard_error(self.log_px)
-
-    @property
-    def mc_se(self) -> float:
-        """Monte Carlo standard error of `mean`: how much another seed would change it."""
-        return float(self.log_px_error.square().sum().sqrt()) / len(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a report, as plain values; None where one is not known."""

@@ -14,7 +14,7 @@ from ppl_vae.recording import read_record
 if TYPE_CHECKING:
     from ppl_vae.redrawing import Redraw
 
-__all__ = ["Evaluation"]
+__all__ = ["Evaluation", "OverData"]
 
 KHAT_LIMIT = 0.7
 ESS_LIMIT = 10
@@ -26,8 +26,34 @@ NOTABLE_RISE, NOTABLE_ERRORS = 0.01, 0.1
 REMEDY = "draw more particles, anneal from the guide (pv.ais), or train a richer guide"
 
 
+class OverData:
+    """What estimates of each datum, ``log_px`` with ``log_px_error``, say of the mean over data."""
+
+    log_px: Tensor
+    log_px_error: Tensor
+
+    def __len__(self) -> int:
+        """The number of data N."""
+        return len(self.log_px)
+
+    @property
+    def mean(self) -> float:
+        """Mean of ``log_px``: the sum over data / N."""
+        return float(self.log_px.mean())
+
+    @property
+    def se(self) -> float:
+        """Standard error of `mean` over data: how much another test set of this size would change it."""
+        return standard_error(self.log_px)
+
+    @property
+    def mc_se(self) -> float:
+        """Monte Carlo standard error of `mean`: how much another seed would change it."""
+        return float(self.log_px_error.square().sum().sqrt()) / len(self)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
-class Evaluation:
+class Evaluation(OverData):
     """Log-likelihood estimates, per datum and over the set. All in nats but for `bits_per_dim`.
 
     Attributes:
@@ -111,25 +137,6 @@ class Evaluation:
         facts = dict(facts)
         curve = dict(zip(facts.pop("sizes"), columns["curve"].unbind(1) if "curve" in columns else (), strict=True))
         return cls(**own, **facts, particles=settings["particles"], seed=settings["seed"], curve=curve, redraw=redraw)
-
-    def __len__(self) -> int:
-        """The number of data N."""
-        return len(self.log_px)
-
-    @property
-    def mean(self) -> float:
-        """Mean of ``log_px``: the sum over data / N."""
-        return float(self.log_px.mean())
-
-    @property
-    def se(self) -> float:
-        """Standard error of `mean` over data: how much another test set of this size would change it."""
-        return standard_error(self.log_px)
-
-    @property
-    def mc_se(self) -> float:
-        """Monte Carlo standard error of `mean`: how much another seed would change it."""
-        return float(self.log_px_error.square().sum().sqrt()) / len(self)
 
     @property
     def rate(self) -> Tensor:
