@@ -8,20 +8,16 @@ densities are linear in the statistics of each factor, given the others.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from pyro import distributions as dist
-from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
 
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site
 from ppl_vae.factors import Values, expected_log_prior
 from ppl_vae.families import Natural
-from ppl_vae.natural import Coefficients, Form, natural_form
+from ppl_vae.natural import Coefficients, log_density, natural
 from ppl_vae.programs import Program
 from ppl_vae.structure import Structure, run
 
@@ -58,9 +54,13 @@ class Expectations:
         self.weights[site] = probabilities
         self._moments.clear()
 
-    def runs(self, sites: Iterable[str]) -> Runs:
+    def runs(self, sites: Collection[str]) -> Runs:
         """Run the program on every combination of points that these sites can tell apart."""
-        wanted = list(sites)
+        at_once = [name for name in sites if name in self.structure.once]
+        others = [name for name in sites if name not in self.structure.once]
+        return (self._runs(at_once, rows=1) if at_once else {}) | (self._runs(others) if others else {})
+
+    def _runs(self, wanted: Sequence[str], rows: int | None = None) -> Runs:
         read = set().union(*(self.structure.reads[name] for name in wanted))
         sizes: dict[int, int] = {}
         for factor in read:
@@ -74,41 +74,47 @@ class Expectations:
         found: dict[str, list[Site]] = {name: [] for name in wanted}
         for chosen in itertools.product(*map(range, sizes.values())):
             at = dict(zip(sizes, chosen, strict=True))
-            traced = run(self.model, self.batch, self._values(at), self.structure.first_dim)
+            batch = tuple(part[:rows] for part in self.batch)
+            traced = run(self.model, batch, self._values(at, rows), self.structure.first_dim)
             for name in wanted:
                 found[name].append(traced[name])
         return found
 
-    def _values(self, at: Mapping[int, int]) -> Values:
+    def _values(self, at: Mapping[int, int], rows: int | None) -> Values:
         values = {}
         for factor, points in self.points.items():
             number = at.get(self.structure.groups[factor], 0) % _count(points)
-            values |= {site: value[number] for site, value in points.items()}
+            shown = rows if self.structure.factors[factor].local else None
+            values |= {site: value[number][:shown] for site, value in points.items()}
         return values
 
     def table(self, name: str, runs: Runs) -> Tensor:
         """Return the expected log density of a site for each value of discrete latents and each datum."""
         sites = runs[name]
-        if (found := _natural(sites)) is not None:
+        if name in self.structure.observed and (found := natural(sites)) is not None:
             form, coefficients, batch = found
-            return form.table(_numbers(sites[0], coefficients), coefficients).reshape(*batch, -1)
+            return form.table(self._numbers(name, coefficients), coefficients).reshape(*batch, -1)
         if (prior := self._prior(name, sites)) is not None:
             return prior
-        return sum(_log_prob(site) for site in sites) / len(sites)
+        return sum(log_density(site) for site in sites) / len(sites)
 
     def total(self, name: str, runs: Runs) -> Tensor:
         """Return the expected log density of a site, summed over data and over discrete latents by their weights."""
         sites = runs[name]
-        if (found := _natural(sites)) is not None:
+        if name in self.structure.observed and (found := natural(sites)) is not None:
             form, coefficients, batch = found
             if name not in self._moments:
-                x = _numbers(sites[0], coefficients)
+                x = self._numbers(name, coefficients)
                 self._moments[name] = form.moments(x, self._joint_weights(batch, x))
             return form.total(self._moments[name], coefficients)
         table = self.table(name, runs)
         if name in self.structure.in_data:  # it may be given once for all data
             table = table.expand(*table.shape[:-1], len(self.batch[0]))
         return self.contracted(table).sum()
+
+    def _numbers(self, name: str, coefficients: Coefficients) -> Tensor:
+        """Return observed values in the type of the densities."""
+        return self.structure.observed[name].to(coefficients[0].dtype)
 
     def contracted(self, table: Tensor, besides: str | None = None) -> Tensor:
         """Sum discrete latents out of a table by their weights, all but one."""
@@ -140,41 +146,3 @@ def _count(points: Values) -> int:
 
 def _masked(site: Site) -> bool:
     return site["mask"] is not None
-
-
-def _natural(sites: Sequence[Site]) -> tuple[Form, Coefficients, Size] | None:
-    """Return the natural form of an observed site, its coefficients averaged over runs."""
-    first = sites[0]
-    rows = first["fn"].batch_shape[-1:]
-    if not first["is_observed"] or _masked(first) or not rows or first["value"].shape[:1] != rows:
-        return None
-    found = [natural_form(site["fn"]) for site in sites]
-    if found[0] is None:
-        return None
-    batch = first["fn"].batch_shape[:-1]
-    averaged = (sum(many) / len(many) for many in zip(*(c for _, c in found), strict=True))
-    return found[0][0], tuple(c.reshape(batch.numel(), *c.shape[len(batch) :]) for c in averaged), batch
-
-
-def _numbers(site: Site, coefficients: Coefficients) -> Tensor:
-    """Return observed values in the type of the densities."""
-    return site["value"].to(coefficients[0].dtype)
-
-
-def _log_prob(site: Site) -> Tensor:
-    fn = site["fn"]
-    if isinstance(fn, dist.Categorical) and not site["is_observed"] and "probs" in fn.__dict__:
-        return _log_mass(fn, site["value"])
-    return scale_and_mask(fn.log_prob(site["value"]), 1.0, site["mask"])
-
-
-def _log_mass(fn: Any, values: Tensor) -> Tensor:
-    """Return log probabilities as they were given; torch's stop at the machine's smallest step from zero."""
-    log = _once(fn.probs).log()
-    values, log = torch.broadcast_tensors(values.unsqueeze(-1), log)
-    return log.gather(-1, values[..., :1]).squeeze(-1)
-
-
-def _once(probs: Tensor) -> Tensor:
-    """Return probabilities that are the same for all data with one row."""
-    return probs.narrow(-2, 0, 1) if probs.dim() > 1 and probs.stride(-2) == 0 else probs

@@ -23,7 +23,7 @@ from torch import Tensor
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
-from ppl_vae.factors import Factor, Values
+from ppl_vae.factors import Factor
 from ppl_vae.families import Dirichlet, Natural, Wishart, symmetric
 from ppl_vae.programs import Program
 from ppl_vae.structure import Joint, Structure, run, structure_of
@@ -112,7 +112,7 @@ class Posterior:
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
         dim = self.structure.discrete[site]
-        readers = [name for name in self.structure.in_data]
+        readers = list(self.structure.in_data)
         runs = self.expected.runs(readers)
         tables = (self.expected.table(name, runs) for name in readers)
         reading = (table for table in tables if table.dim() >= -dim and table.shape[dim] > 1)
@@ -138,9 +138,9 @@ class Posterior:
             if any(not alike(a, b) for a, b in zip(found, other, strict=True)):
                 raise ContractError(
                     f"site '{name}': the log density is not linear in the statistics of "
-                    f"{type(self.factors[name].family).__name__} given the other factors (its gradient depends on where "
-                    "it is taken), so that its factor has no closed form; write it with a conjugate prior, or fit a "
-                    "guide to it (pv.variational_em, Pyro's SVI)"
+                    f"{type(self.factors[name].family).__name__} given the other factors (its gradient depends on "
+                    "where it is taken), so that its factor has no closed form; write it with a conjugate prior, or fit "
+                    "a guide to it (pv.variational_em, Pyro's SVI)"
                 )
             self._checked.add(name)
         return found
@@ -149,7 +149,9 @@ class Posterior:
         """Return the gradient of the expected log joint in a factor's expected statistics, at a harmless place."""
         factor = self.factors[name]
         with torch.enable_grad():
-            mean = tuple(m.detach().clone().requires_grad_() for m in factor.family.mean(factor.family.reference(reference)))
+            mean = tuple(
+                m.detach().clone().requires_grad_() for m in factor.family.mean(factor.family.reference(reference))
+            )
             moved = Expectations(
                 self.model,
                 self.batch,
@@ -166,9 +168,7 @@ class Posterior:
 
     def _total(self, expected: Expectations, sites: Collection[str], scale: float) -> Tensor:
         runs = expected.runs(sites)
-        return sum(
-            expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites
-        )
+        return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
 
     @torch.no_grad()
     def elbo(self) -> Tensor:

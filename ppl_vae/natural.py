@@ -5,14 +5,17 @@ expectations over theta need those of eta alone, and sums over data need those o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from pyro.distributions.util import scale_and_mask
+from torch import Size, Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
 
-__all__ = ["Form", "Linear", "Quadratic", "natural_form"]
+from ppl_vae.contract import Site
+
+__all__ = ["Form", "Linear", "Quadratic", "log_density", "natural", "natural_form"]
 
 ROWS = 4096  # at a time, so that what is computed of them stays in the caches
 
@@ -96,6 +99,36 @@ def natural_form(fn: Any) -> tuple[Form, Coefficients] | None:
     if make is None or not fn.batch_shape or (event and base.event_shape):
         return None
     return make(base, event)
+
+
+def natural(sites: Sequence[Site]) -> tuple[Form, Coefficients, Size] | None:
+    """Return the form of an observed site with its coefficients averaged over runs, and the batch shape left of data.
+
+    Coefficients have the batch as their first axis. None if the site has no such form.
+    """
+    fns = [site["fn"] for site in sites]
+    if sites[0]["mask"] is not None or (found := [natural_form(fn) for fn in fns])[0] is None:
+        return None
+    batch = fns[0].batch_shape[:-1]
+    averaged = (sum(many) / len(many) for many in zip(*(c for _, c in found), strict=True))
+    return found[0][0], tuple(c.reshape(batch.numel(), *c.shape[len(batch) :]) for c in averaged), batch
+
+
+def log_density(site: Site) -> Tensor:
+    """Return a site's log density with its mask; that of categories as they were given.
+
+    Torch's log probabilities stop at the machine's smallest step from zero.
+    """
+    fn, values = site["fn"], site["value"]
+    if isinstance(fn, Categorical) and not site["is_observed"] and "probs" in fn.__dict__:
+        values, log = torch.broadcast_tensors(values.unsqueeze(-1), _once(fn.probs).log())
+        return log.gather(-1, values[..., :1]).squeeze(-1)
+    return scale_and_mask(fn.log_prob(values), 1.0, site["mask"])
+
+
+def _once(probs: Tensor) -> Tensor:
+    """Return probabilities that are the same for all data with one row."""
+    return probs.narrow(-2, 0, 1) if probs.dim() > 1 and probs.stride(-2) == 0 else probs
 
 
 def products(x: Tensor) -> Tensor:

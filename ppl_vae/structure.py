@@ -15,11 +15,13 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site
 from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of
+from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
 __all__ = ["Structure", "run", "structure_of"]
 
+SURVEYED = 256  # data, to see which site reads which latent
 Joint = Sequence[tuple[str, str]]
 
 
@@ -58,6 +60,8 @@ class Structure:
         discrete: per-datum discrete latents, by site, with the axis of their values.
         reads: site name to the names of the factors that its log density depends on.
         in_data: sites in the plate "data".
+        observed: what each observed site of the plate "data" observes, all of it.
+        once: sites whose density for all data follows from a run on the first of them.
         groups: factors by name to a number; those of one number are read together by no site.
         first_dim: the axis for the first enumerated latent.
     """
@@ -66,6 +70,8 @@ class Structure:
     discrete: Mapping[str, int]
     reads: Mapping[str, frozenset[str]]
     in_data: frozenset[str]
+    observed: Mapping[str, Tensor]
+    once: frozenset[str]
     groups: Mapping[str, int]
     first_dim: int
 
@@ -92,7 +98,7 @@ def structure_of(model: Program, batch: Batch, joint: Joint | None) -> Structure
     latents = {name: site for name, site in sites.items() if not site["is_observed"]}
     discrete = {n: site["infer"]["_enumerate_dim"] for n, site in latents.items() if enumerated(site)}
     continuous = {name: site for name, site in latents.items() if name not in discrete}
-    read = _reads(model, batch, continuous, first_dim)
+    read = _reads(model, tuple(part[:SURVEYED] for part in batch), list(continuous), first_dim)
     pairs = _pairs(continuous, read) if joint is None else [tuple(pair) for pair in joint]
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
@@ -102,6 +108,8 @@ def structure_of(model: Program, batch: Batch, joint: Joint | None) -> Structure
         discrete=discrete,
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
+        observed={name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)},
+        once=_once(model, batch, sites, first_dim),
         groups=_groups(owner.values(), reads.values()),
         first_dim=first_dim,
     )
@@ -137,9 +145,10 @@ def _check(name: str, site: Site) -> None:
         raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
 
 
-def _reads(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: int) -> dict[str, set[str]]:
+def _reads(model: Program, batch: Batch, latents: Iterable[str], first_dim: int) -> dict[str, set[str]]:
     """Return the latents that each site's log density depends on, itself included, by following gradients."""
-    values = {name: site["value"].detach().clone().requires_grad_() for name, site in latents.items()}
+    drawn = run(model, batch, {}, first_dim)
+    values = {name: drawn[name]["value"].detach().clone().requires_grad_() for name in latents}
     with torch.enable_grad():
         sites = run(model, batch, values, first_dim)
         found = {}
@@ -154,6 +163,24 @@ def _reached(density: Tensor, values: Values) -> set[str]:
         return set()
     slopes = torch.autograd.grad(density, [*values.values()], allow_unused=True)
     return {name for name, slope in zip(values, slopes, strict=True) if slope is not None}
+
+
+def _once(model: Program, batch: Batch, sites: Mapping[str, Site], first_dim: int) -> frozenset[str]:
+    """Return the sites that look the same when the program runs on one datum: priors, components, classes."""
+    values = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or enumerated(s))}
+    values = {n: value[:1] if in_data(sites[n]) else value for n, value in values.items()}
+    alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
+    return frozenset(name for name, site in sites.items() if _alike(site, alone[name]))
+
+
+def _alike(site: Site, alone: Site) -> bool:
+    if site["is_observed"] and in_data(site):
+        found = [natural([one]) for one in (site, alone)]
+        return None not in found and all(map(torch.equal, found[0][1], found[1][1]))
+    if in_data(site) and not enumerated(site):
+        return False
+    densities = log_density(site), log_density(alone)
+    return densities[0].shape[:-1] == densities[1].shape[:-1] and bool((densities[0] == densities[1]).all())
 
 
 def _pairs(latents: Mapping[str, Site], reads: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
