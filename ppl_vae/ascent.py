@@ -1,4 +1,4 @@
-"""Ascent of a function without noise: L-BFGS that is undone where it did not rise."""
+"""Ascent of a function without noise: L-BFGS that keeps the best place it came to."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,19 +7,23 @@ from torch import Tensor
 
 __all__ = ["ascend", "gradients_of"]
 
-# Halvings of a plain gradient step before a point is taken for a maximum.
+Function = Callable[[], tuple[Tensor, Sequence[Tensor]]]
+
+# Halvings of a plain gradient step before a place is taken for a maximum.
 HALVINGS = 40
+# Changes that are rounding for a function in nats per datum.
+ROUNDING = 1e-15
 
 
-def ascend(function: Callable[[], tuple[Tensor, Sequence[Tensor]]], tensors: Sequence[Tensor], steps: int = 20) -> bool:
-    """Move tensors to where a function of them is larger; if no such place is found, leave them as they are.
+def ascend(function: Function, tensors: Sequence[Tensor], steps: int = 20) -> bool:
+    """Move tensors to where a function of them is larger; where no such place is found, leave them as they are.
 
-    L-BFGS with a line search to the strong Wolfe conditions; where that ends below its start or outside the
-    function's domain, one step along the gradient, halved until it rises.
+    L-BFGS with a line search to the strong Wolfe conditions. Where it finds nothing, a step along the gradient, halved
+    until the function rises. Places where the function is no finite number are walls.
 
     Args:
-        function: returns its value ``()`` and the gradient in each tensor.
-        tensors: leaves, which are changed in place.
+        function: returns its value ``()`` and its gradient in each tensor.
+        tensors: leaves, changed in place.
         steps: of L-BFGS.
 
     Returns:
@@ -29,41 +33,81 @@ def ascend(function: Callable[[], tuple[Tensor, Sequence[Tensor]]], tensors: Seq
 
     Example:
         >>> x = torch.zeros(2, requires_grad=True)
-        >>> ascend(lambda: ((f := -(x - 1).square().sum()), torch.autograd.grad(f, [x])), [x]), x.detach()
+        >>> def function():
+        ...     value = -(x - 1).square().sum()
+        ...     return value, gradients_of(value, [x])
+        >>> ascend(function, [x]), x.detach()
         (True, tensor([1., 1.]))
     """
-    flat = torch.nn.Parameter(_flat(tensors))
-    start = flat.detach().clone()
-
-    def loss() -> Tensor:
-        _place(flat.detach(), tensors)
-        value, gradients = function()
-        flat.grad = -_flat(gradients).to(flat.dtype)
-        return -value.detach()
-
-    before = loss()
-    slope = flat.grad.clone()
+    search = _Search(function, tensors)
+    if search.lost or not search.slope.any():
+        return False
     optimizer = torch.optim.LBFGS(
-        [flat],
+        [search.flat],
         max_iter=steps,
-        # A relative tolerance would end steps short of what the iterations around may still gain.
         tolerance_grad=0.0,
-        tolerance_change=0.0,
-        history_size=10,
+        tolerance_change=ROUNDING,
         line_search_fn="strong_wolfe",
     )
-    if not slope.any() or not slope.isfinite().all():
-        return False
-    optimizer.step(loss)
-    if _rises(loss, before):
-        return True
-    for i in range(HALVINGS):
+    optimizer.step(search)
+    if not search.rose:
+        search.halve()
+    search.place(search.best_at)
+    return search.rose
+
+
+class _Search:
+    """Minus the function as an optimizer sees it, with a memory of the best place."""
+
+    def __init__(self, function: Function, tensors: Sequence[Tensor]):
+        self.function, self.tensors = function, tensors
+        self.flat = torch.nn.Parameter(_flat(tensors))
+        self.best_at = self.start = self.flat.detach().clone()
+        self.best = self.first = self.wall = torch.tensor(torch.inf)
+        self.first = self()
+        self.lost = not self.first.isfinite()
+        self.wall = self.first + 10 * (1 + self.first.abs())
+        self.best, self.slope = self.first, self.flat.grad.clone()
+
+    @property
+    def rose(self) -> bool:
+        """Whether any place is better than the start."""
+        return bool(self.best < self.first)
+
+    def __call__(self) -> Tensor:
+        """Return minus the function at ``flat``, and leave the gradient there."""
+        self.place(self.flat.detach())
+        value, gradient = self._evaluated()
+        if not (value.isfinite() and gradient.isfinite().all()):
+            value, gradient = self.wall, torch.zeros_like(self.flat)
+        self.flat.grad = gradient
+        if value < self.best:
+            self.best, self.best_at = value, self.flat.detach().clone()
+        return value
+
+    def _evaluated(self) -> tuple[Tensor, Tensor]:
+        try:
+            value, gradients = self.function()
+        except torch.linalg.LinAlgError:  # a matrix without the factor that the program asks for
+            return torch.tensor(torch.nan), torch.zeros_like(self.flat)
+        return -value.detach(), -_flat(gradients).to(self.flat.dtype)
+
+    def halve(self) -> None:
+        """Step down the slope at the start, less and less far, until there is a better place."""
+        step = self.slope / self.slope.norm().clamp_min(1.0)
+        for i in range(HALVINGS):
+            with torch.no_grad():
+                self.flat.copy_(self.start - step * 0.5**i)
+            self()
+            if self.rose:
+                return
+
+    def place(self, flat: Tensor) -> None:
+        """Put the numbers of one vector into the tensors."""
+        sizes = [tensor.numel() for tensor in self.tensors]
         with torch.no_grad():
-            flat.copy_(start - slope * 0.5**i / slope.norm().clamp_min(1.0))
-        if _rises(loss, before):
-            return True
-    _place(start, tensors)
-    return False
+            for tensor, piece in zip(self.tensors, flat.split(sizes), strict=True):
+                tensor.copy_(piece.view_as(tensor))
 
 
 def gradients_of(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -79,16 +123,5 @@ def gradients_of(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [*torch.autograd.grad(value, [*tensors], allow_unused=True, materialize_grads=True)]
 
 
-def _rises(loss: Callable[[], Tensor], before: Tensor) -> bool:
-    return bool(loss() < before)
-
-
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def _place(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    sizes = [tensor.numel() for tensor in tensors]
-    with torch.no_grad():
-        for tensor, piece in zip(tensors, flat.split(sizes), strict=True):
-            tensor.copy_(piece.view_as(tensor))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -39,6 +39,7 @@ class Structure:
         discrete: name of each datum's discrete latents to their number of values, in the program's order.
         continuous: name of each datum's continuous latents to their event shape.
         supports: name of each global latent to its support.
+        prior: whether any site stands outside the plate "data".
         width: numbers in the widest value of one datum.
         like: an empty tensor of the type and on the device of the continuous latents.
     """
@@ -47,6 +48,7 @@ class Structure:
     discrete: Mapping[str, int]
     continuous: Mapping[str, Size]
     supports: Mapping[str, Any]
+    prior: bool
     width: int
     like: Tensor
 
@@ -107,6 +109,7 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         dict.fromkeys(discrete, 1),
         {name: site["fn"].event_shape for name, site in continuous.items()},
         {name: around[name]["fn"].support for name in points},
+        bool(around),
         max(prod(site["fn"].event_shape) for site in local.values()),
         like,
     )
@@ -122,18 +125,18 @@ def _is_local(site: Site) -> bool:
 
 
 def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
-    """What stands outside the plate "data" is a continuous latent or a factor, and does not follow the data."""
+    """What stands outside the plate "data" is no discrete latent and does not follow the data."""
     fn = site["fn"]
     if contract.is_factor(site) and not name.startswith(PENALTY):
         return
     if name.startswith(PENALTY):
         raise ContractError(_penalty(name))
-    if site["is_observed"] or among_fewer is None or among_fewer["fn"].batch_shape != fn.batch_shape:
+    if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
         raise ContractError(
-            f"site '{name}' has one value per datum but stands outside the plate 'data'; put it inside: with "
-            "pyro.plate('data', x.shape[0], dim=-1)"
+            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate 'data'; "
+            "put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
         )
-    if fn.support.is_discrete:
+    if fn.support.is_discrete and not site["is_observed"]:
         raise ContractError(
             f"site '{name}' is a discrete global latent ({contract.kind(fn)}), which cannot be a point mass found by "
             "ascent; run once for each of its values and compare, or move it into the plate 'data'"
@@ -193,7 +196,7 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
                     "), which then are not Gaussian given the data; train with pv.fit or pv.variational_em"
                 )
     counts = {name: _number_of_values(sites[name]) for name in found.discrete}
-    return Structure(found.model, counts, found.continuous, found.supports, found.width, found.like)
+    return replace(found, discrete=counts)
 
 
 def _number_of_values(site: Site) -> int:
