@@ -11,6 +11,7 @@ from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
 from ppl_vae.comparing import compare
 from ppl_vae.contract import ContractError
+from ppl_vae.coordinate_ascent import cavi, robbins_monro
 from ppl_vae.em_steps import em_step
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
@@ -20,6 +21,7 @@ from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
+from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.particles import Particles, Path
 from ppl_vae.point_estimate import PointEstimate
 from ppl_vae.sampling import decode, reconstruct, sample
@@ -35,6 +37,7 @@ __all__ = [
     "Evaluation",
     "Fit",
     "Info",
+    "MeanField",
     "Particles",
     "Path",
     "PointEstimate",
@@ -42,6 +45,7 @@ __all__ = [
     "aggregate_kl",
     "ais",
     "bdmc",
+    "cavi",
     "check",
     "compare",
     "data",
@@ -61,6 +65,7 @@ __all__ = [
     "reconstruct",
     "registered",
     "restore",
+    "robbins_monro",
     "sample",
     "starts",
     "svi_step",

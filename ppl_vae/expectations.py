@@ -15,11 +15,11 @@ from torch import Size, Tensor
 
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site
+from ppl_vae.factorisation import Factorisation, run
 from ppl_vae.factors import Values, expected_log_prior
 from ppl_vae.families import Natural
 from ppl_vae.natural import Coefficients, log_density, natural
 from ppl_vae.programs import Program
-from ppl_vae.structure import Structure, run
 
 __all__ = ["Expectations"]
 
@@ -43,7 +43,7 @@ class Expectations:
 
     model: Program
     batch: Batch
-    structure: Structure
+    structure: Factorisation
     points: dict[str, Values] = field(default_factory=dict)
     means: dict[str, Natural] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -84,8 +84,8 @@ class Expectations:
         values = {}
         for factor, points in self.points.items():
             number = at.get(self.structure.groups[factor], 0) % _count(points)
-            shown = rows if self.structure.factors[factor].local else None
-            values |= {site: value[number][:shown] for site, value in points.items()}
+            local = rows is not None and self.structure.factors[factor].local
+            values |= {site: value[number][:rows] if local else value[number] for site, value in points.items()}
         return values
 
     def table(self, name: str, runs: Runs) -> Tensor:

@@ -1,16 +1,16 @@
 """The factors of a mean-field posterior: sites of a program, each or in pairs, with their family."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import Independent
 
-from ppl_vae.contract import ContractError
+from ppl_vae.contract import ContractError, Site
 from ppl_vae.families import Dirichlet, Family, Gaussian, Natural, NormalWishart, Wishart, inner
 
 __all__ = ["Factor", "factor_of", "joint_factor_of"]
@@ -28,6 +28,7 @@ class Factor:
         local: whether there is one for each datum.
         unpack: from the family's values ``(..., batch, D)`` to those of the sites.
         wrap: from natural parameters to the distributions of the sites, by marginals.
+        start: from the sites' priors and draws to natural parameters near them.
     """
 
     sites: tuple[str, ...]
@@ -35,6 +36,7 @@ class Factor:
     local: bool
     unpack: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
     wrap: Callable[[Natural], tuple[Any, ...]]
+    start: Callable[[Sequence[Site]], Natural]
 
     @property
     def name(self) -> str:
@@ -45,10 +47,19 @@ class Factor:
         """Return values of the sites whose statistics average to given ones, ``(P, ...)``."""
         return dict(zip(self.sites, self.unpack(self.family.points(mean)), strict=True))
 
+    def beginning(self, sites: Mapping[str, Site]) -> Natural:
+        """Return parameters near the prior of a trace, with means where it drew them."""
+        eta = self.start([sites[name] for name in self.sites])
+        return tuple(part.detach().clone() for part in eta)
+
     def mode(self, eta: Natural) -> Values:
         """Return the value of highest density, as one point ``(1, ...)``."""
         values = tuple(value.unsqueeze(0) for value in self.family.mode(eta))
         return dict(zip(self.sites, self.unpack(values), strict=True))
+
+    def sample(self, eta: Natural, n: int) -> Values:
+        """Draw the sites' values, ``(n, ...)``."""
+        return dict(zip(self.sites, self.unpack(self.family.sample(eta, n)), strict=True))
 
     def distributions(self, eta: Natural) -> dict[str, Any]:
         """Return the marginal distribution of each site."""
@@ -89,13 +100,13 @@ def joint_factor_of(mean: str, mean_fn: Any, precision: str, precision_fn: Any) 
     shapes = mean_fn.batch_shape + mean_fn.event_shape, precision_fn.batch_shape + precision_fn.event_shape
     if kinds == (dist.MultivariateNormal, dist.Wishart) and shapes[0] + mean_fn.event_shape == shapes[1]:
         family = NormalWishart(mean_fn.batch_shape, mean_fn.event_shape[0], mean_fn.loc)
-        return Factor((mean, precision), family, False, tuple, partial(_mean_and_precision, family))
+        wrap = partial(_mean_and_precision, family)
+        return Factor((mean, precision), family, False, tuple, wrap, partial(_start_joint, family))
     if kinds == (dist.Normal, dist.Gamma) and shapes[0] == shapes[1]:
         family = NormalWishart(shapes[0], 1, unwrapped(mean_fn)[0].loc)
-        axes = len(mean_fn.event_shape)
-        return Factor(
-            (mean, precision), family, False, _numbers_in_pairs, partial(_numbers_mean_and_precision, family, axes)
-        )
+        wrap = partial(_numbers_mean_and_precision, family, len(mean_fn.event_shape))
+        start = partial(_start_joint, family)
+        return Factor((mean, precision), family, False, _numbers_in_pairs, wrap, start)
     raise ContractError(
         f"joint: expected a normal mean with a gamma precision, or a multivariate normal with a Wishart, of one shape, "
         f"found '{mean}' {type(mean_fn).__name__} {tuple(shapes[0])} and '{precision}' {type(precision_fn).__name__} "
@@ -164,12 +175,14 @@ def _normal(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
         q = family.distribution(eta)
         return (q if event else dist.Normal(q.loc[..., 0], q.covariance_matrix[..., 0, 0].sqrt()),)
 
-    return Factor(sites, family, local, unpack, wrap)
+    return Factor(sites, family, local, unpack, wrap, partial(_start_normal, family))
 
 
 def _gamma(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Wishart(fn.batch_shape + fn.event_shape, 1, unwrapped(fn)[0].rate)
-    return Factor(sites, family, local, _numbers, lambda eta: (_as_gamma(eta, len(fn.event_shape)),))
+    axes = len(fn.event_shape)
+    start = partial(_start_wishart, family)
+    return Factor(sites, family, local, _numbers, lambda eta: (_as_gamma(eta, axes),), start)
 
 
 def _as_gamma(eta: Natural, axes: int) -> Any:
@@ -178,7 +191,8 @@ def _as_gamma(eta: Natural, axes: int) -> Any:
 
 def _wishart(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Wishart(fn.batch_shape, fn.event_shape[0], fn.scale_tril)
-    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),))
+    start = partial(_start_wishart, family)
+    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),), start)
 
 
 def _beta(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
@@ -187,12 +201,14 @@ def _beta(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     def wrap(eta: Natural) -> tuple[Any, ...]:
         return (dist.Beta(eta[0][..., 0] + 1, eta[0][..., 1] + 1).to_event(len(fn.event_shape)),)
 
-    return Factor(sites, family, local, lambda values: (values[0][..., 0],), wrap)
+    start = partial(_start_dirichlet, family)
+    return Factor(sites, family, local, lambda values: (values[0][..., 0],), wrap, start)
 
 
 def _dirichlet(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Dirichlet(fn.batch_shape, fn.event_shape[0], fn.concentration)
-    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),))
+    start = partial(_start_dirichlet, family)
+    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),), start)
 
 
 def _numbers(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -220,3 +236,38 @@ def _numbers_mean_and_precision(family: NormalWishart, axes: int, eta: Natural) 
     rate = scale_inverse[..., 0, 0]
     mean = dist.StudentT(df, loc[..., 0], (rate / (kappa * df)).sqrt())
     return mean.to_event(axes), dist.Gamma(df / 2, rate / 2).to_event(axes)
+
+
+def _start_normal(family: Gaussian, sites: Sequence[Site]) -> Natural:
+    """Begin at a draw, with the prior's variances."""
+    drawn, fn = sites[0]["value"], sites[0]["fn"]
+    shape = family.batch + Size([family.size])
+    precision = (1 / fn.variance.expand(fn.batch_shape + fn.event_shape)).reshape(shape)
+    loc = drawn.expand(fn.batch_shape + fn.event_shape).reshape(shape)
+    return precision * loc, -precision.diag_embed() / 2
+
+
+def _start_wishart(family: Wishart, sites: Sequence[Site]) -> Natural:
+    """Begin at the prior's mean, with more degrees of freedom than dimensions."""
+    excess, half_inverse = natural_of(sites[0]["fn"], family)
+    df = 2 * excess + family.size + 1
+    more = df.clamp_min(family.size + 1.0)
+    half_inverse = half_inverse * (more / df)[..., None, None]
+    return (more - family.size - 1).expand(family.batch) / 2, half_inverse + family.matrices(0.0)
+
+
+def _start_dirichlet(family: Dirichlet, sites: Sequence[Site]) -> Natural:
+    """Begin at the prior, but where it is sparse."""
+    (eta,) = natural_of(sites[0]["fn"], family)
+    return (eta.clamp_min(0.0).expand(family.batch + Size([family.size])),)
+
+
+def _start_joint(family: NormalWishart, sites: Sequence[Site]) -> Natural:
+    """Begin at a draw of the mean, and at the prior's precision."""
+    mean, precision = sites
+    shape = family.batch + Size([family.size])
+    loc = mean["value"].expand(mean["fn"].batch_shape + mean["fn"].event_shape).reshape(shape)
+    centre = precision["fn"].mean.expand(precision["fn"].batch_shape + precision["fn"].event_shape)
+    one = family.zeros.sum(-1) + 1.0
+    df = family.size + 2.0
+    return family.natural(one, loc, one * df, df * torch.linalg.inv(centre.reshape(*shape, family.size)))

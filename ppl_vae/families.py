@@ -38,6 +38,10 @@ class Family:
         self.eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.zeros = like.new_zeros(*batch, size)
 
+    def sample(self, eta: Natural, n: int) -> tuple[Tensor, ...]:
+        """Draw values, ``(n, ...)``."""
+        return (self.distribution(eta).sample((n,)),)
+
     def matrices(self, scale: float) -> Tensor:
         """Return a multiple of the identity for each factor."""
         return scale * self.eye.expand(*self.batch, self.size, self.size)
@@ -170,6 +174,12 @@ class NormalWishart(Family):
         kappa, loc, _, _ = self.usual(eta)
         wishart, of_precision = self._wishart(eta)
         return kappa, loc, wishart.distribution(of_precision)
+
+    def sample(self, eta: Natural, n: int) -> tuple[Tensor, ...]:
+        """Draw means, ``(n, ..., D)``, and their precisions, ``(n, ..., D, D)``."""
+        kappa, loc, wishart = self.distribution(eta)
+        precision = wishart.sample((n,))
+        return dist.MultivariateNormal(loc, precision_matrix=kappa[..., None, None] * precision).sample(), precision
 
     def valid(self, eta: Natural) -> Tensor:
         """Tell which parameters belong to a distribution."""

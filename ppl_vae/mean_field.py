@@ -17,24 +17,26 @@ D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, htt
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
-from ppl_vae.factors import Factor
+from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, run
+from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart, symmetric
 from ppl_vae.programs import Program
-from ppl_vae.structure import Joint, Structure, run, structure_of
 
-__all__ = ["Posterior"]
+__all__ = ["Factorised"]
 
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
-class Posterior:
+class Factorised:
     """A mean-field posterior over the latents of a program, and its coordinate updates on one batch.
 
     Args:
@@ -49,12 +51,13 @@ class Posterior:
         self, model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
     ):
         self.model, self.batch, self.scale = model, batch, scale
-        self.structure: Structure = structure_of(model, batch, joint)
+        self.joint, self.point_sites = joint, tuple(point)
+        self.structure: Factorisation = factorisation_of(model, batch, joint)
         self.point = self._named(point)
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
         self._checked: set[str] = set()
-        self._begin()
+        self.begin()
 
     @property
     def factors(self) -> Mapping[str, Factor]:
@@ -70,15 +73,15 @@ class Posterior:
                 )
         return frozenset(owner[site] for site in point)
 
-    def _begin(self) -> None:
-        """Start from the prior, made no wider than a single observation leaves it, means where the prior draws them."""
+    def begin(self) -> None:
+        """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
         sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for name, factor in self.factors.items():
-            self.set(name, beginning(factor, sites))
+            self.set(name, factor.beginning({site: sites[site] for site in factor.sites}))
         for site, dim in self.structure.discrete.items():
-            values = len(sites[site]["value"].movedim(dim, 0))
+            values = sites[site]["value"].shape[dim]
             shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
-            self.expected.weigh_discrete(site, torch.full(shape, 1 / values).to(self._like()))
+            self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
 
     def _like(self) -> Tensor:
         etas = [eta[0] for eta in self.eta.values()]
@@ -136,11 +139,11 @@ class Posterior:
         if name not in self._checked:
             other = self._gradient(name, 1)
             if any(not alike(a, b) for a, b in zip(found, other, strict=True)):
+                family = contract.kind(next(iter(self.factors[name].distributions(self.eta[name]).values())))
                 raise ContractError(
-                    f"site '{name}': the log density is not linear in the statistics of "
-                    f"{type(self.factors[name].family).__name__} given the other factors (its gradient depends on "
-                    "where it is taken), so that its factor has no closed form; write it with a conjugate prior, or fit "
-                    "a guide to it (pv.variational_em, Pyro's SVI)"
+                    f"site '{name}': the log density is not linear in the statistics of its factor ({family}) given "
+                    "the others, since its gradient depends on where it is taken, so that the factor has no closed "
+                    "form; write the model with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI)"
                 )
             self._checked.add(name)
         return found
@@ -170,6 +173,68 @@ class Posterior:
         runs = expected.runs(sites)
         return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
 
+    def update_local(self, sweeps: int = 1) -> None:
+        """Bring the factors of each datum to their optimum, given the global ones and each other."""
+        continuous = [name for name, factor in self.factors.items() if factor.local]
+        # A single one needs no second sweep.
+        for _ in range(sweeps if len(continuous) + len(self.structure.discrete) > 1 else 1):
+            for site in self.structure.discrete:
+                self.update_discrete(site)
+            for name in continuous:
+                self.update(name)
+
+    def update_global(self, rate: float = 1.0) -> None:
+        """Bring the factors that all data share to their optimum, or a share of the way, one after the other."""
+        for name, factor in self.factors.items():
+            if not factor.local:
+                self.update(name, rate)
+
+    def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
+        """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
+        other = Factorised(self.model, batch, self.joint, self.point_sites, scale)
+        other._checked = self._checked
+        for name, factor in self.factors.items():
+            if not factor.local:
+                other.set(name, self.eta[name])
+        return other
+
+    def load(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> None:
+        """Take up natural parameters, and probabilities of discrete latents."""
+        for name, parameters in eta.items():
+            self.set(name, parameters)
+        for site, probabilities in weights.items():
+            self.expected.weigh_discrete(site, probabilities)
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return the probabilities of each discrete latent, ``(N, C)``."""
+        weights = self.expected.weights
+        return {site: weights[site].movedim(dim, 0).flatten(1).mT for site, dim in self.structure.discrete.items()}
+
+    def distributions(self) -> dict[str, Any]:
+        """Return the marginal distribution of each continuous latent; `Delta` of a point mass."""
+        found = {}
+        for name, factor in self.factors.items():
+            found |= factor.distributions(self.eta[name])
+            if name in self.point:
+                modes = factor.mode(self.eta[name])
+                found |= {site: dist.Delta(v[0], event_dim=len(found[site].event_shape)) for site, v in modes.items()}
+        return found
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether any global latent has more than one value."""
+        return any(not factor.local and name not in self.point for name, factor in self.factors.items())
+
+    def sample(self, n: int) -> Values:
+        """Draw the continuous latents, ``(n, ...)``."""
+        found = {}
+        for name, factor in self.factors.items():
+            if name in self.point:
+                found |= {site: mode.expand(n, *mode.shape[1:]) for site, mode in factor.mode(self.eta[name]).items()}
+            else:
+                found |= factor.sample(self.eta[name], n)
+        return found
+
     @torch.no_grad()
     def elbo(self) -> Tensor:
         """Return the evidence lower bound of all data, in nats; the entropy of point masses is left out."""
@@ -180,11 +245,6 @@ class Posterior:
         for weights in self.expected.weights.values():
             value = value + torch.special.entr(weights).sum() * self.scale
         return value
-
-
-def beginning(factor: Factor, sites: Mapping[str, Any]) -> Natural:
-    """Return harmless natural parameters near a prior; see `Posterior`."""
-    return factor.family.reference(0)
 
 
 def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:

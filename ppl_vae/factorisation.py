@@ -19,7 +19,7 @@ from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Structure", "run", "structure_of"]
+__all__ = ["Factorisation", "factorisation_of", "run"]
 
 SURVEYED = 256  # data, to see which site reads which latent
 Joint = Sequence[tuple[str, str]]
@@ -52,7 +52,7 @@ def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> di
 
 
 @dataclass(frozen=True)
-class Structure:
+class Factorisation:
     """A program, as mean field sees it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Structure:
         return [site for site, read in self.reads.items() if factor in read]
 
 
-def structure_of(model: Program, batch: Batch, joint: Joint | None) -> Structure:
+def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Factorisation:
     """Look at a program by running it on a batch.
 
     Args:
@@ -103,7 +103,7 @@ def structure_of(model: Program, batch: Batch, joint: Joint | None) -> Structure
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
     reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
-    return Structure(
+    return Factorisation(
         factors={factor.name: factor for factor in factors},
         discrete=discrete,
         reads=reads,
