@@ -15,14 +15,11 @@ Generative process, first once, then for each datum::
 | y             | "y" (enumerated) | ()                            |
 | x             | "x"              | (x_dim,)                      |
 
-Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, section 10.2; C. Fraley,
-A. E. Raftery, "Bayesian Regularization for Normal Mixture Estimation and Model-Based Clustering", Journal of
-Classification 2007, https://doi.org/10.1007/s00357-007-0004-5.
+Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, section 10.2.
 
 Example:
     >>> from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
-    >>> model = BayesianGaussianMixture(x_dim=2, y_dim=3)
-    >>> {name: tuple(value.shape) for name, value in pv.sample(model, shape=(2,), n=5).items()}
+    >>> {site: tuple(value.shape) for site, value in pv.sample(BayesianGaussianMixture(), shape=(2,), n=5).items()}
     {'weights': (3,), 'precision': (3, 2, 2), 'mean': (3, 2), 'y': (5,), 'x': (5, 2)}
 """
 
@@ -33,7 +30,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import components
+from ppl_vae import components, priors
 
 
 class BayesianGaussianMixture(nn.Module):
@@ -46,8 +43,7 @@ class BayesianGaussianMixture(nn.Module):
         prior_mean: m_0, ``(x_dim,)``.
         mean_precision: kappa_0, the number of data that the prior mean is worth.
         degrees_of_freedom: nu_0, above x_dim - 1; ``x_dim + 2`` when left out.
-        scatter: W_0^-1, ``(x_dim, x_dim)``; the identity when left out. A component's expected covariance is
-            ``scatter / (degrees_of_freedom - x_dim - 1)``.
+        scatter: W_0^-1, ``(x_dim, x_dim)``; the identity when left out.
     """
 
     def __init__(
@@ -61,19 +57,18 @@ class BayesianGaussianMixture(nn.Module):
         scatter: Tensor | None = None,
     ):
         super().__init__()
-        nu = x_dim + 2 if degrees_of_freedom is None else degrees_of_freedom
-        scatter = torch.eye(x_dim) if scatter is None else scatter
-        self.register_buffer("concentration", components.hyper_parameter(concentration, y_dim))
-        self.register_buffer("prior_mean", components.hyper_parameter(prior_mean, x_dim))
-        self.register_buffer("mean_precision", components.hyper_parameter(mean_precision))
-        self.register_buffer("degrees_of_freedom", components.hyper_parameter(nu))
-        self.register_buffer("scatter", components.hyper_parameter(scatter, x_dim, x_dim))
+        nu, w = degrees_of_freedom, torch.eye(x_dim) if scatter is None else scatter
+        self.register_buffer("concentration", priors.hyper_parameter(concentration, y_dim))
+        self.register_buffer("prior_mean", priors.hyper_parameter(prior_mean, x_dim))
+        self.register_buffer("mean_precision", priors.hyper_parameter(mean_precision))
+        self.register_buffer("degrees_of_freedom", priors.hyper_parameter(x_dim + 2 if nu is None else nu))
+        self.register_buffer("scatter", priors.hyper_parameter(w, x_dim, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""
         weights = pyro.sample("weights", dist.Dirichlet(self.concentration))
         with pyro.plate("components", self.concentration.shape[0], dim=-1):
-            wishart = components.Wishart(self.degrees_of_freedom, precision_matrix=self.scatter)
+            wishart = priors.Wishart(self.degrees_of_freedom, precision_matrix=self.scatter)
             precision = pyro.sample("precision", wishart)
             scaled = self.mean_precision * precision
             mean = pyro.sample("mean", dist.MultivariateNormal(self.prior_mean, precision_matrix=scaled))
@@ -86,12 +81,10 @@ class BayesianGaussianMixture(nn.Module):
     def m_step(self, posterior: Mapping[str, Tensor], x: Tensor) -> Mapping[str, Tensor]:
         """Return the globals that maximise E[log p(x, y | globals)] + log p(globals), for p(y | x) ``(N, y_dim)``."""
         counts = posterior["y"].sum(0)
-        held = components.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
-        total, mean = components.moments(*held)
-        factor = torch.linalg.cholesky(self.scatter + components.scatter_matrices(*held, total, mean))
-        freedom = components.positive(self.degrees_of_freedom + counts - x.shape[1], "degrees_of_freedom")
-        return {
-            "weights": components.dirichlet_mode(self.concentration, counts),
-            "precision": freedom[:, None, None] * torch.cholesky_inverse(factor),
-            "mean": mean,
-        }
+        held = priors.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
+        _, mean = components.moments(*held)
+        factor = torch.linalg.cholesky(self.scatter + components.scatter_matrices(*held))
+        freedom = priors.positive(self.degrees_of_freedom + counts - x.shape[1], "degrees_of_freedom")
+        precision = freedom[:, None, None] * torch.cholesky_inverse(factor)
+        weights = priors.dirichlet_mode(self.concentration, counts)
+        return {"weights": weights, "precision": precision, "mean": mean}

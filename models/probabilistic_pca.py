@@ -77,11 +77,10 @@ class ProbabilisticPCA(nn.Module):
     @torch.no_grad()
     def maximise_likelihood(self, x: Tensor) -> None:
         """Set W, mu and sigma to the global maximum of the likelihood of x ``(N, x_dim)``, in closed form."""
-        axes = self.weight.shape[1]
         values, vectors = torch.linalg.eigh(torch.cov(x.mT, correction=0).reshape(2 * x.shape[1:]))
-        variance = values[:-axes].mean()  # a mean over none is nan, which is refused
-        scales = (values[-axes:] - variance).clamp_min(0).sqrt()
-        self._set((vectors[:, -axes:] * scales).flip(-1), x.mean(0), variance)
+        rest = max(x.shape[1] - self.weight.shape[1], 0)
+        variance = values[:rest].mean()  # a mean over none is nan, which is refused
+        self._set(vectors[:, rest:] * (values[rest:] - variance).clamp_min(0).sqrt(), x.mean(0), variance)
 
     def _set(self, weight: Tensor, bias: Tensor, variance: Tensor) -> None:
         if not variance > 4 * torch.finfo(weight.dtype).eps * weight.square().mean():

@@ -4,7 +4,7 @@ Running a guide against a model gives K weighted particles per datum; every boun
 estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
-from ppl_vae import data, nets, objectives, quality, starts
+from ppl_vae import covariances, data, nets, objectives, quality, starts
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.annealing import ais, bdmc
 from ppl_vae.checking import check
@@ -48,6 +48,7 @@ __all__ = [
     "cavi",
     "check",
     "compare",
+    "covariances",
     "data",
     "decode",
     "elbo_surgery",

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.components import far, negligible, scatter_matrices, scatter_squares, select
+from ppl_vae.components import negligible, scatter_matrices, scatter_squares, select, shared_scatter
 
 __all__ = ["Diagonal", "Full", "Spherical", "Tied"]
 
@@ -64,7 +64,7 @@ class Full(nn.Module):
         Raises:
             ValueError: a covariance is not positive definite; no parameter has changed then.
         """
-        covariance = scatter_matrices(x, responsibilities, counts, mean) / counts[:, None, None]
+        covariance = scatter_matrices(x, responsibilities) / counts[:, None, None]
         factor = _cholesky(_ridged(covariance, regularization), mean, "component {}: its covariance")
         _set_triangle(self.log_diagonal, self.below, factor)
 
@@ -108,7 +108,7 @@ class Tied(nn.Module):
 
             Sigma = sum_nk r_nk (x_n - m_k) (x_n - m_k)' / sum_k N_k + regularization I
         """
-        covariance = (_shared_scatter(x, responsibilities, counts, mean) / counts.sum()).unsqueeze(0)
+        covariance = (shared_scatter(x, responsibilities) / counts.sum()).unsqueeze(0)
         factor = _cholesky(_ridged(covariance, regularization), mean, "the covariance that all components share")
         _set_triangle(self.log_diagonal, self.below, factor.squeeze(0))
 
@@ -149,7 +149,7 @@ class Diagonal(nn.Module):
 
             s_kd^2 = sum_n r_nk (x_nd - m_kd)^2 / N_k + regularization
         """
-        squares = scatter_squares(x, responsibilities, counts, mean)
+        squares = scatter_squares(x, responsibilities)
         variance = squares / counts.unsqueeze(-1) + regularization
         _check_variances(variance, mean, "component {}: its covariance")
         self.log_scale.copy_(variance.log() / 2)
@@ -192,7 +192,7 @@ class Spherical(nn.Module):
 
             s_k^2 = sum_nd r_nk (x_nd - m_kd)^2 / (N_k D) + regularization
         """
-        squares = scatter_squares(x, responsibilities, counts, mean).mean(-1, keepdim=True)
+        squares = scatter_squares(x, responsibilities).mean(-1, keepdim=True)
         variance = squares / counts.unsqueeze(-1) + regularization
         _check_variances(variance, mean, "component {}: its covariance")
         self.log_scale.copy_(variance.log() / 2)
@@ -210,17 +210,6 @@ def _set_triangle(log_diagonal: Tensor, below: Tensor, factor: Tensor) -> None:
     i, j = torch.tril_indices(factor.shape[-1], factor.shape[-1], offset=-1, device=factor.device)
     log_diagonal.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
     below.copy_(factor[..., i, j])
-
-
-def _shared_scatter(x: Tensor, responsibilities: Tensor, counts: Tensor, mean: Tensor) -> Tensor:
-    """Return the outer products about the components' means, summed over all of them: ``(D, D)``."""
-    everything = responsibilities.sum(1, keepdim=True)
-    centre = x.mean(0, keepdim=True)
-    around = scatter_matrices(x, everything, everything.sum(0), centre).squeeze(0)
-    between = ((mean - centre) * counts.unsqueeze(-1)).mT @ (mean - centre)
-    if far(between.diagonal(), (around - between).diagonal()):
-        return scatter_matrices(x, responsibilities, counts, mean).sum(0)
-    return around - between
 
 
 def _ridged(covariance: Tensor, regularization: float) -> Tensor:
