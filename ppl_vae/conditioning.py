@@ -150,15 +150,12 @@ def _normalised(structure: Structure, log_p: Tensor, table: Tensor, start: int) 
 def _refuse(structure: Structure, log_p: Tensor, log_px: Tensor, start: int) -> None:
     """Say which datum has no probability, and given what."""
     row = int((~log_px.isfinite()).nonzero()[0])
-    whole = tuple(reversed(structure.values)) or (1,)
-    nans = log_p[:, row].reshape(structure.values or (1,)).permute(*reversed(range(len(whole)))).isnan().nonzero()
-    given = (
-        ", ".join(f"{name} = {int(i)}" for name, i in zip(structure.discrete, nans[0], strict=True))
-        if len(nans)
-        else ""
-    )
+    table = log_p[:, row].reshape(structure.values)
+    wrong = table.isnan().nonzero()
+    given = zip(structure.discrete, reversed(wrong[0].tolist()), strict=True) if len(wrong) else ()
+    named = ", ".join(f"{name} = {value}" for name, value in given)
     raise FloatingPointError(
-        f"x: log p(x) of row {start + row} is {float(log_px[row])}{given and ' given ' + given}; either the datum is "
+        f"x: log p(x) of row {start + row} is {float(log_px[row])}{named and ' given ' + named}; either the datum is "
         "impossible under the model, or a scale has shrunk to zero (fewer components, a floor under scales, or a prior "
         "prevent that)"
     )

@@ -133,8 +133,8 @@ def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
         raise ContractError(_penalty(name))
     if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
         raise ContractError(
-            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate 'data'; "
-            "put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate "
+            "'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
         )
     if fn.support.is_discrete and not site["is_observed"]:
         raise ContractError(

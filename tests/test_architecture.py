@@ -60,8 +60,13 @@ MAY_IMPORT = {
     "two_samples": set(),
     "features": {"batches", "data", "nets", "programs", "progress"},
     "quality": {"features", "programs", "progress", "two_samples"},
+    "ascent": set(),
     "clusters": set(),
+    "conditioning": {"batches", "contract", "latent_structure"},
+    "densities": set(),
     "iterating": {"progress"},
+    "latent_structure": {"batches", "contract", "densities", "programs", "supports", "tracing"},
+    "m_steps": {"ascent", "batches", "conditioning", "contract", "latent_structure", "programs"},
     "starts": set(),
 }
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
@@ -72,7 +77,8 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
-    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "starts"),
+    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "em", "em_step"),
+    *("PointEstimate", "starts"),
 }
 
 
