@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ascend", "gradients_of"]
+__all__ = ["STEPS", "ascend", "gradients_of"]
 
 Function = Callable[[], tuple[Tensor, Sequence[Tensor]]]
 

@@ -266,6 +266,18 @@ def test_data_that_are_no_numbers_are_refused():
     refused(r"rows 3, 7 of part 0 hold NaN .*pv.impute", exact_models.GaussianMixture(), x)
 
 
+def test_types_that_differ_are_refused():
+    refused("x: it is in float32, the model's parameters are in float64", exact_models.Strict(), clusters(20).float())
+
+
+def test_single_precision():
+    """Where rounding passes for a bend, the message says so."""
+    found = pv.em(exact_models.GaussianMixture().float(), clusters(100).float(), iterations=5)
+    assert found.log_px.dtype == torch.float32
+    double = pv.em(exact_models.GaussianMixture(), clusters(100), iterations=5)
+    torch.testing.assert_close(found.log_px.double(), double.log_px, rtol=1e-3, atol=1e-3)
+
+
 def test_data_outside_the_support_are_refused():
     with pytest.raises(pv.ContractError, match=r"site 'x': data .*outside the support"):
         pv.em(exact_models.coin, torch.tensor([0.0] * 10 + [2.0], dtype=F64))
@@ -401,10 +413,12 @@ def test_a_step_refuses_parts_of_the_data():
 
 def test_a_failing_step_changes_nothing():
     model = exact_models.Strict()
-    before = tensors(model)
+    before, step = tensors(model), pv.em_step(model)
     with pytest.raises(ValueError, match="component"):
-        pv.em_step(model)(torch.cat([clusters(50), torch.full((10, 2), 100.0, dtype=F64)]))
+        step(torch.cat([clusters(50), torch.full((10, 2), 100.0, dtype=F64)]))
     assert_same(model, before)
+    step(clusters(50))  # other data, from the start
+    assert step.state_dict()["begun"]
 
 
 def test_modes_and_gradients_stay():
