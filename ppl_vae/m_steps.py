@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_vae.ascent import ascend, gradients_of
+from ppl_vae.ascent import STEPS, ascend, gradients_of
 from ppl_vae.batches import Batch
 from ppl_vae.conditioning import Points, Posterior, expected_log_joint
 from ppl_vae.contract import ContractError
@@ -62,6 +62,7 @@ def by_ascent(
     points: Points,
     parameters: Sequence[Tensor],
     extra: Callable[[], Tensor] | None = None,
+    steps: int = STEPS,
 ) -> dict[str, Tensor]:
     """Move parameters and global latents to where the expected log joint density is larger, or not at all.
 
@@ -74,6 +75,7 @@ def by_ascent(
         points: values of the global latents.
         parameters: leaves, changed in place.
         extra: further log density of the parameters.
+        steps: of L-BFGS.
 
     Returns:
         New values of the global latents.
@@ -105,7 +107,7 @@ def by_ascent(
         return total, [*own, *(torch.autograd.grad([*values.values()], free, rest) if free else ())]
 
     with torch.enable_grad():
-        ascend(function, leaves)
+        ascend(function, leaves, steps)
     return {name: value.detach() for name, value in mapped().items()}
 
 
