@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import transform_to
 
 from ppl_vae.ascent import STEPS, ascend, gradients_of
 from ppl_vae.batches import Batch
@@ -66,7 +66,7 @@ def by_ascent(
 ) -> dict[str, Tensor]:
     """Move parameters and global latents to where the expected log joint density is larger, or not at all.
 
-    It rises in the values of the global latents themselves; the bijection that keeps them in their support only leads
+    It rises in the values of the global latents themselves; the map that keeps them in their support only leads
     the way, so that its Jacobian has no part.
 
     Args:
@@ -84,7 +84,7 @@ def by_ascent(
         ContractError: there is nothing to move.
     """
     structure = found.structure
-    maps = {name: biject_to(support) for name, support in structure.supports.items()}
+    maps = {name: transform_to(support) for name, support in structure.supports.items()}
     free = [maps[name].inv(value).detach().requires_grad_() for name, value in points.items()]
     leaves = [*parameters, *free]
     if not leaves:

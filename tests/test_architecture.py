@@ -16,7 +16,6 @@ PYTHON_FILES = [path for folder in ("ppl_vae", "models", "guides") for path in (
 MAY_IMPORT = {
     "nets": set(),
     "components": set(),
-    "priors": set(),
     "covariances": {"components"},
     "regression": {"components"},
     "particles": set(),
@@ -72,6 +71,8 @@ MAY_IMPORT = {
     "latent_structure": {"batches", "contract", "densities", "programs", "supports", "tracing"},
     "m_steps": {"ascent", "batches", "conditioning", "contract", "latent_structure", "programs"},
     "starts": set(),
+    "positive_definite": set(),
+    "priors": {"positive_definite"},
     "families": set(),
     "natural": {"contract"},
     "factors": {"contract", "families"},
