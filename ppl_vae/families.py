@@ -286,7 +286,7 @@ def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
 
     Example:
         >>> expected_log_det(torch.tensor(4.0), torch.eye(2))
-        tensor(0.8456)
+        tensor(1.8456)
     """
     size = scale_tril.shape[-1]
     halves = (df.unsqueeze(-1) - torch.arange(size, dtype=df.dtype, device=df.device)) / 2
