@@ -232,8 +232,7 @@ def _mean_and_precision(family: NormalWishart, eta: Natural) -> tuple[Any, Any]:
     kappa, loc, df, scale_inverse = eta
     freedom = df - family.size + 1
     spread = torch.linalg.cholesky(scale_inverse / (kappa * freedom)[..., None, None])
-    scale = torch.cholesky_inverse(torch.linalg.cholesky(scale_inverse))
-    return dist.MultivariateStudentT(freedom, loc, spread), dist.Wishart(df, covariance_matrix=scale)
+    return dist.MultivariateStudentT(freedom, loc, spread), family.of_precision.distribution(family.wishart(eta))
 
 
 def _numbers_mean_and_precision(family: NormalWishart, axes: int, eta: Natural) -> tuple[Any, Any]:

@@ -150,8 +150,8 @@ class Factorised:
         raise ContractError(
             f"site '{name}': the log density is not linear in the statistics of its factor ({kind}) given the others, "
             "since its gradient depends on where it is taken, so that the factor has no closed form; write the model "
-            "with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI). If it is conjugate, rounding "
-            "may look so: compute in float64, and bring data and priors to one scale"
+            "with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI). Rounding may look so, too: "
+            "compute in float64, and bring data and priors to one scale"
         )
 
     def _optimum(self, name: str, eta: Natural, k: int) -> Natural:

@@ -167,18 +167,22 @@ def _kind(fn: Any) -> type | None:
 
 
 def _multivariate(fn: MultivariateNormal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
-    given = fn.__dict__.get("precision_matrix")
     tril, loc = _constant(fn._unbroadcasted_scale_tril, -3), _constant(fn.loc, -2)
-    precision = torch.cholesky_inverse(tril) if given is None and tril is not None else given
-    if precision is None or tril is None or loc is None:
+    if tril is None or loc is None:
         return None
-    precision, loc, origin = _constant(precision, -3), loc - origin, origin.to(loc)
+    given = fn.__dict__.get("precision_matrix")
+    precision = torch.cholesky_inverse(tril) if given is None else _constant(given, -3)
+    loc, origin = loc - origin, origin.to(loc)
     half_log_det = -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
     constant = half_log_det - (linear * loc).sum(-1) / 2 - loc.shape[-1] / 2 * math.log(2 * math.pi)
     batch = fn.batch_shape[:-1]
     size = loc.shape[-1:]
-    return Quadratic(origin), (precision.expand(batch + size + size), linear.expand(batch + size), constant.expand(batch))
+    return Quadratic(origin), (
+        precision.expand(batch + size + size),
+        linear.expand(batch + size),
+        constant.expand(batch),
+    )
 
 
 def _normal(fn: Normal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
@@ -213,6 +217,8 @@ def _bernoulli(fn: Bernoulli, event: bool, origin: Tensor) -> tuple[Form, Coeffi
 
 def _constant(parameter: Tensor, axis: int) -> Tensor | None:
     """Return a parameter without its axis of data, if it is the same along it."""
+    if parameter.dim() < -axis:
+        return parameter
     if parameter.shape[axis] == 1 or parameter.stride(axis) == 0:
         return parameter.select(axis, 0)
     return None

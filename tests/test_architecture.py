@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "m_steps": {"ascent", "batches", "conditioning", "contract", "latent_structure", "programs"},
     "starts": set(),
     "matrices": set(),
-    "families": {"matrices"},
+    "families": {"matrices", "priors"},
     "natural": {"contract"},
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
