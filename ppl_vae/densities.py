@@ -38,11 +38,14 @@ def log_density(fn: Any, x: Tensor) -> Tensor:
     inverse = torch.linalg.solve_triangular(tril, torch.eye(dim).to(tril), upper=False)
     level = -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) - dim / 2 * math.log(2 * math.pi)
     count = math.prod(components)
+    x = x.to(tril.dtype)
+    origin = x.detach().mean(0)
     found = whitened(
-        x.to(tril.dtype),
+        x,
         inverse.expand(*components, dim, dim).reshape(count, dim, dim),
-        loc.expand(*components, dim).reshape(count, dim),
+        (loc - origin).expand(*components, dim).reshape(count, dim),
         level.expand(components).reshape(count),
+        origin,
     )
     return found.reshape(*components, len(x))
 
@@ -78,38 +81,37 @@ def of_one_datum(parameter: Tensor, axis: int) -> Tensor | None:
     return None
 
 
-def whitened(x: Tensor, whitening: Tensor, loc: Tensor, level: Tensor) -> Tensor:
+def whitened(x: Tensor, whitening: Tensor, loc: Tensor, level: Tensor, origin: Tensor) -> Tensor:
     """Return quadratic log densities of data, as one matrix product for all components.
 
     ::
 
-        level_k - |W_k (x - c) - W_k (m_k - c)|^2 / 2
+        level_k - |W_k (x - origin) - W_k m_k|^2 / 2
 
-    with any c, which is here the mean of the data: far from it both products would be large, and cancel. The square of
-    a small difference keeps digits that an expanded square would lose.
+    The square of a small difference keeps digits that an expanded square would lose.
 
     Args:
         x: data ``(N, D)``.
         whitening: W, ``(C, D, D)``, with ``W'W`` the precision.
-        loc: m, ``(C, D)``.
-        level: log density at m, ``(C,)``.
+        loc: m, the mode less the origin, ``(C, D)``.
+        level: log density there, ``(C,)``.
+        origin: ``(D,)``, among the data: far from it both products would be large, and cancel.
 
     Returns:
         Nats, ``(C, N)``.
 
     Example:
-        >>> whitened(torch.tensor([[0.0], [2.0]]), torch.ones(1, 1, 1), torch.zeros(1, 1), torch.zeros(1))
+        >>> zero = torch.zeros(1)
+        >>> whitened(torch.tensor([[0.0], [2.0]]), torch.ones(1, 1, 1), torch.zeros(1, 1), zero, zero)
         tensor([[ 0., -2.]])
     """
-    centre = x.detach().mean(0)
-    shift = whitening @ (loc - centre).unsqueeze(-1)
     # A column of ones carries the shift through the product, which saves a pass over all of its result.
-    weight = torch.cat([whitening, -shift], -1).reshape(-1, x.shape[1] + 1)
+    weight = torch.cat([whitening, -whitening @ loc.unsqueeze(-1)], -1).reshape(-1, x.shape[1] + 1)
     one = x.new_ones(len(x), 1)
     found = []
     for rows in parts(len(x), len(weight)):
         # Data along the last axis: sums over D then run over whole rows of memory.
-        y = (weight @ torch.cat([x[rows] - centre, one[rows]], 1).mT).unflatten(0, whitening.shape[:2])
+        y = (weight @ torch.cat([x[rows] - origin, one[rows]], 1).mT).unflatten(0, whitening.shape[:2])
         squares = (y.square() if y.requires_grad else y.square_()).sum(1)
         found.append(torch.sub(level.unsqueeze(1), squares, alpha=0.5))
     return torch.cat(found, 1)

@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "priors": {"positive_definite"},
     "matrices": set(),
     "families": {"matrices", "priors"},
-    "natural": {"contract"},
+    "natural": {"contract", "densities"},
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
     "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
