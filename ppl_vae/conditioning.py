@@ -19,6 +19,7 @@ from torch.distributions import MultivariateNormal
 
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
+from ppl_vae.densities import normalised
 from ppl_vae.latent_structure import Structure, log_densities, log_joint
 
 __all__ = ["Posterior", "expected_log_joint", "posterior"]
@@ -137,8 +138,7 @@ def chunks(structure: Structure, batch: Batch, width: int) -> Iterator[tuple[sli
 def _normalised(structure: Structure, log_p: Tensor, table: Tensor, start: int) -> Tensor:
     """Write p(y | x) to the table, and return log p(x), ``(B,)``."""
     flat = log_p.reshape(-1, log_p.shape[-1])
-    shares = flat.softmax(0)
-    log_px = flat.amax(0) - shares.amax(0).log()  # of the most probable value: log p(x, y) - log p(y | x)
+    shares, log_px = normalised(flat, 0)
     if not log_px.isfinite().all():
         _refuse(structure, flat, log_px, start)
     table.copy_(shares.reshape(log_p.shape))

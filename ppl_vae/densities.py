@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-__all__ = ["log_density", "of_one_datum", "parts", "whitened"]
+__all__ = ["is_shared", "log_density", "normalised", "of_one_datum", "parts", "whitened"]
 
 # Numbers computed at a time, which then stay in the processor's cache.
 AT_A_TIME = 2**17
@@ -115,6 +115,25 @@ def whitened(x: Tensor, whitening: Tensor, loc: Tensor, level: Tensor, origin: T
         squares = (y.square() if y.requires_grad else y.square_()).sum(1)
         found.append(torch.sub(level.unsqueeze(1), squares, alpha=0.5))
     return torch.cat(found, 1)
+
+
+def normalised(log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return probabilities proportional to ``exp(log_p)`` along an axis, and the logarithm of the sum they had.
+
+    Args:
+        log_p: nats; one of them is finite.
+        dim: the axis, which the sum has no more.
+
+    Example:
+        >>> normalised(torch.tensor([-1000.0, -1000.0]), 0)
+        (tensor([0.5000, 0.5000]), tensor(-999.3069))
+    """
+    shares = log_p.softmax(dim)
+    # Of the most probable value, log p less log share: maxima cost less than another pass of exponentials.
+    log_total = log_p.amax(dim) - shares.amax(dim).log()
+    # Arithmetic with numbers this close to zero takes a hundred times as long.
+    number = torch.finfo(shares.dtype)
+    return torch.nn.functional.threshold_(shares, number.tiny / number.eps, 0.0), log_total
 
 
 def parts(rows: int, width: int) -> list[slice]:
