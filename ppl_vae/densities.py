@@ -125,8 +125,8 @@ def normalised(log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         dim: the axis, which the sum has no more.
 
     Example:
-        >>> normalised(torch.tensor([-1000.0, -1000.0]), 0)
-        (tensor([0.5000, 0.5000]), tensor(-999.3069))
+        >>> normalised(torch.tensor([-4.0, -4.0]), 0)
+        (tensor([0.5000, 0.5000]), tensor(-3.3069))
     """
     shares = log_p.softmax(dim)
     # Of the most probable value, log p less log share: maxima cost less than another pass of exponentials.
