@@ -108,9 +108,10 @@ class Expectations:
                 self._moments[name] = form.moments(x, self._joint_weights(batch, x))
             return form.total(self._moments[name], coefficients)
         table = self.table(name, runs)
-        if name in self.structure.in_data:  # it may be given once for all data
-            table = table.expand(*table.shape[:-1], len(self.batch[0]))
-        return self.contracted(table).sum()
+        if name not in self.structure.in_data:
+            return table.sum()
+        # It may be given once for all data.
+        return self.contracted(table.expand(*table.shape[:-1], len(self.batch[0]))).sum()
 
     def _numbers(self, name: str, coefficients: Coefficients) -> Tensor:
         """Return observed values in the type of the densities."""

@@ -141,7 +141,8 @@ def expected_log_prior(fn: Any, family: Family, mean: Natural) -> Tensor | None:
     eta = natural_of(fn, family)
     if eta is None:
         return None
-    return inner(eta, mean, STATISTIC_AXES[type(family)]) - log_normalizer(family, eta)
+    each = inner(eta, mean, STATISTIC_AXES[type(family)]) - log_normalizer(family, eta)
+    return each.flatten(each.dim() - unwrapped(fn)[1]).sum(-1) if unwrapped(fn)[1] else each
 
 
 STATISTIC_AXES = {Wishart: (0, 2), Dirichlet: (1,)}
