@@ -58,7 +58,6 @@ class Factorised:
         self.point = self._named(point)
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
-        self._checked: set[str] = set()
         self.begin()
 
     @property
@@ -77,6 +76,7 @@ class Factorised:
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
+        self._checked: set[str] = set()
         sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for name, factor in self.factors.items():
             self.set(name, factor.beginning({site: sites[site] for site in factor.sites}))
