@@ -203,6 +203,7 @@ class Expectations:
         rows, discrete = len(self.batch[0]), self.structure.discrete.items()
         reading = [self.weights[s] for s, dim in discrete if len(batch) + 1 >= -dim and batch[dim + 1] > 1]
         joint = reduce(torch.mul, reading) if reading else like.new_ones(rows)
+        joint = joint.reshape(joint.shape[-1 - len(batch) :])  # others read none of these
         return joint.expand(*batch, rows).reshape(-1, rows)
 
     def _prior(self, name: str, sites: Sequence[Site]) -> Tensor | None:

@@ -15,7 +15,6 @@ M. Johnson, D. Tran, "Autoconj", NeurIPS 2018, https://arxiv.org/abs/1811.11926;
 D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, https://jmlr.org/papers/v14/hoffman13a.html.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -50,15 +49,22 @@ class Probe:
         expected: expectations there.
         mean: the factor's expected statistics, leaves of what the runs computed.
         runs: of the sites that read the factor.
+        eta: the factor's parameters then.
+        axes: how many axes its batch has.
         others: points of the other factors that these sites read.
-        until: the number of the factor's last update for which it serves.
     """
 
     expected: Expectations
     mean: Natural
     runs: Runs
+    eta: Natural
+    axes: int
     others: Mapping[str, Values]
-    until: int
+
+    def serves(self, eta: Natural, points: Mapping[str, Values]) -> bool:
+        """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
+        same = all(points[name] is values for name, values in self.others.items())
+        return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
 
 
 class Factorised:
@@ -81,9 +87,6 @@ class Factorised:
         self.point = self._named(point)
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
-        self._checked: set[str] = set()
-        self._updates: Counter[str] = Counter()
-        self._probes: dict[str, Probe] = {}
         self._summed: Summed | None = None
         self.begin()
 
@@ -103,8 +106,8 @@ class Factorised:
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
-        self._updates.clear()
-        self._probes.clear()
+        self._checked: set[str] = set()
+        self._probes: dict[str, Probe] = {}
         priors = drawn(self.model, self.batch)
         for name, factor in self.factors.items():
             self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
@@ -195,13 +198,9 @@ class Factorised:
         return tuple(part.detach() for part in factor.family.optimum(slopes, probe.mean))
 
     def _kept_probe(self, name: str) -> Probe:
-        """Return a place near the factor as it was not long ago, where the program has run already if possible.
-
-        Where it is does not matter but for rounding. It moves with the factor, ever less often.
-        """
-        self._updates[name] += 1
-        kept, points = self._probes.get(name), self.expected.points
-        if kept and self._updates[name] <= kept.until and all(points[f] is held for f, held in kept.others.items()):
+        """Return a place near the factor as it is, where the program has run already if possible."""
+        kept = self._probes.get(name)
+        if kept and kept.serves(self.eta[name], self.expected.points):
             return kept
         made = self._probe(name, self.eta[name], 0)
         # Runs on all data would stay in memory.
@@ -227,7 +226,7 @@ class Factorised:
             runs = expected.runs(readers)
         read = set().union(*(self.structure.reads[site] for site in readers)) - {name}
         others = {other: self.expected.points[other] for other in read}
-        return Probe(expected, mean, runs, others, 2 * self._updates[name])
+        return Probe(expected, mean, runs, self.eta[name], len(factor.family.batch), others)
 
     def _total(self, expected: Expectations, sites: Collection[str], runs: Runs, scale: float) -> Tensor:
         return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
@@ -321,6 +320,21 @@ def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
     if isinstance(factor.family, Wishart):
         return values[0].logdet(), values[0]
     return None
+
+
+def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
+    """Tell whether every element of a batch, of so many axes, has moved by at most half its size.
+
+    Example:
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=0)
+        True
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=1)
+        False
+    """
+    moved, size = ((new - old).abs(), torch.maximum(old.abs(), new.abs()))
+    if old.dim() > axes:
+        moved, size = (part.flatten(axes).amax(axes) for part in (moved, size))
+    return bool((moved <= size / 2).all())
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

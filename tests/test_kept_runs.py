@@ -94,7 +94,7 @@ def test_an_iteration_of_a_mixture_runs_its_program_twice():
             super().forward(x)
 
     factorised = made(Counted(2, 3), numbers(2))
-    for _ in iterations(factorised, 7):  # slopes are taken elsewhere in updates 1, 3, 7 and 15
+    for _ in iterations(factorised, 20):  # until parameters move by less than half their size
         pass
     runs.clear()
     for _ in iterations(factorised, 3):
@@ -105,14 +105,14 @@ def test_an_iteration_of_a_mixture_runs_its_program_twice():
 def test_restarts_share_nothing():
     factorised = made(*MODELS["Gaussian mixture"]())
     states = []
-    for _ in range(3):
+    for _ in range(2):
         torch.manual_seed(3)
         factorised.begin()
         for _ in iterations(factorised, 4):
             pass
         states.append(dict(factorised.eta))
-    for name, eta in states[1].items():  # in the first, the program was checked
-        assert all(map(torch.equal, eta, states[2][name])), name
+    for name, eta in states[0].items():
+        assert all(map(torch.equal, eta, states[1][name])), name
 
 
 def test_probabilities_are_zero_where_no_arithmetic_could_tell():
