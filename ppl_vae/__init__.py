@@ -19,6 +19,7 @@ from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
 from ppl_vae.particles import Particles, Path
+from ppl_vae.priors import normal_prior
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
 from ppl_vae.surgery import elbo_surgery
@@ -49,6 +50,7 @@ __all__ = [
     "gradient_statistics",
     "impute",
     "nets",
+    "normal_prior",
     "objectives",
     "perplexity",
     "quality",

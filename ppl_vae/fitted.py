@@ -18,7 +18,8 @@ class Fit:
     Attributes:
         history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
             ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
-            ``"seconds"`` since the start.
+            ``"log_prior"``, the mean of log p(theta) / N, where there is a prior (what was made large is
+            ``"train_bound"`` plus it), ``"seconds"`` since the start.
         best: the epoch whose parameters the programs now have, and its bound. The best one on the
             validation data, the last one without them.
         out: the run folder, or None.

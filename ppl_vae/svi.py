@@ -16,10 +16,12 @@ from ppl_vae.checking_objectives import check_objective
 from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate, weigh_for
+from ppl_vae.indexing import alike
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
+from ppl_vae.priors import LogPrior, check_log_prior
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
@@ -33,10 +35,12 @@ class Info:
     Attributes:
         bound: nats per datum, averaged over the batch; larger is better.
         penalties: training penalties by name, averaged likewise; not part of the bound.
+        log_prior: log p(theta) / N, nats per datum, where there is a prior; not part of the bound.
     """
 
     bound: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    log_prior: Tensor | None = None
 
 
 class SVIStep:
@@ -54,14 +58,18 @@ class SVIStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         precision: torch.dtype | None = None,
+        log_prior: LogPrior | None = None,
+        data_size: int | None = None,
     ):
-        self.model, self.guide = model, guide
+        model, guide = self.model, self.guide = alike(model, guide)
         self.objective, self.particles = objective, particles
         self.optimizer, self.update = optimizer, Update(optimizer, accumulate, clip_norm)
         self.precision = precision
         self.programs = Programs(model, guide, objective)
         compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
+        self.log_prior, self.data_size = log_prior, data_size
+        self.prior_ascent = compiled(self._prior_ascent, readers=(log_prior,))
         self.workers = workers()
         self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
         if self.workers and chunk is not None:
@@ -98,9 +106,13 @@ class SVIStep:
         self.update.clear()
         with self._cast(batch):
             bound, penalties, gradients = self._ascended(batch)
+        log_prior = None
+        if self.log_prior is not None:
+            log_prior, slopes = self.prior_ascent((batch[0][:1],))  # which says on what device, and no more
+            gradients = [*map(_together, slopes, gradients)]
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
-        return Info(bound, penalties)
+        return Info(bound, penalties, log_prior)
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
@@ -115,14 +127,19 @@ class SVIStep:
         if self.workers:  # batches that cannot be shared out are few
             ascent, validation = self.shared_ascent, self.shared_validation
             self.ascent.planned = self.validation.planned = 0
-        ascent.planned = updates
+        ascent.planned = self.prior_ascent.planned = updates
         if isinstance(validation, Compiled):
             validation.planned = validations
 
     @property
+    def accumulate(self) -> int:
+        """Batches for one update."""
+        return self.update.accumulate
+
+    @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation)
+        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation, self.prior_ascent)
         return sum(getattr(function, "count", 0) for function in functions)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,6 +168,8 @@ class SVIStep:
         check(self.model, self.guide, batch)
         self.programs.run_once(self.model, self.guide, batch)
         check_optimizer(self.optimizer, self.programs, self.objective)
+        if self.log_prior is not None:
+            check_log_prior(self.log_prior, held_by(self.optimizer))
         with undisturbed(self.programs):
             enough = max(self._at_once, facts(self.objective).min_particles)
             chunks = max(self.particles // enough, 1)
@@ -165,6 +184,15 @@ class SVIStep:
         moved = [tensors[name] for name in self._moved]
         gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
         return found.value.mean(), penalties, gradients
+
+    def _prior_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Return log p(theta) / N, and the gradient of minus it in each parameter that moves."""
+        with torch.enable_grad():
+            value = self.log_prior() / self.data_size
+        moved = [tensors[name] for name in self._moved]
+        if not value.requires_grad:  # what it is of has been frozen
+            return value, [None] * len(moved)
+        return value.detach(), torch.autograd.grad(-value, moved, allow_unused=True)
 
     def _weighed(self, batch: Batch) -> Particles:
         """Return one chunk of particles."""
@@ -205,7 +233,7 @@ class SVIStep:
 
     def _follow_optimizer(self) -> None:
         """Know by name what the optimizer holds now, which decides what is differentiated."""
-        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        held = held_by(self.optimizer)
         if [*map(id, held)] == self._held:
             return
         if not held:
@@ -213,8 +241,18 @@ class SVIStep:
         names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
         self._held = [*map(id, held)]
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
-        self.ascent.forget()
-        self.shared_ascent.forget()
+        for function in (self.ascent, self.shared_ascent, self.prior_ascent):
+            function.forget()
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer moves."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _together(slope: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    # In this order, as a sparse gradient may come second only.
+    return gradient if slope is None else slope if gradient is None else slope + gradient
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
