@@ -6,6 +6,7 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 
 from ppl_vae import data, nets, objectives, quality
 from ppl_vae.aggregation import aggregate_kl
+from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
 from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
@@ -59,6 +60,8 @@ __all__ = [
     "restore",
     "sample",
     "svi_step",
+    "variational_em",
+    "variational_em_step",
     "weigh",
 ]
 

@@ -109,7 +109,7 @@ def fit(
     """
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
-    data, valid, transform = _unpacked(data, valid, transform)
+    data, valid, transform = unpacked(data, valid, transform)
     data = with_index(data, valid, getattr(step, "model", model), getattr(step, "guide", guide))
     train = source(data, batch_size, transform)
     held_out = None if valid is None else source(valid, batch_size)
@@ -147,11 +147,12 @@ def fit(
             step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
         result = _Loop(step, train, held_out, epochs, seed, folder, progress).run()
     held = None if valid is None else ("validation", valid)
-    result.trained = None if model is None else (model, guide, *(held or ("training", data)))
+    if planned:
+        result.trained = (step.model, step.guide, *(held or ("training", data)))
     return result
 
 
-def _unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:
+def unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:
     """Take training data, validation data and the transform out of `Splits`."""
     if data is None:
         raise ValueError("data: nothing to train on; pass pv.data.load(...), a tensor, a Dataset or a DataLoader")

@@ -254,7 +254,7 @@ def test_what_fit_cannot_know_is_asked_for(pair):
     prior = pv.normal_prior(pair.model)
     with pytest.raises(ValueError, match="log_prior: it needs the number of training data, which this DataLoader"):
         pv.fit(pair.model, pair.guide, loader, log_prior=prior)
-    with pytest.raises(ValueError, match="step: it brings its own chunk.*log_prior"):
+    with pytest.raises(ValueError, match=r"step: it brings its own chunk.*log_prior"):
         pv.fit(step=step_with(pair, {}), data=pair.data(), log_prior=prior)
     for scale in (0.0, -1.0, float("inf"), "wide", True):
         with pytest.raises(ValueError, match="scale: expected a positive number"):
