@@ -7,20 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.batches import Batch, source
+from ppl_vae.batches import source
 from ppl_vae.checking import check
 from ppl_vae.fitted import Fit
-from ppl_vae.indexing import alike, with_index
+from ppl_vae.indexing import with_index
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.objectives.options import whole
 from ppl_vae.optimizers import adam, made
-from ppl_vae.particles import Path as GradientPath
+from ppl_vae.ownership import check_apart, owned
 from ppl_vae.priors import LogPrior, prior_options
-from ppl_vae.programs import Program, Programs, forked_random_state, program_name, undisturbed
+from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.steps import svi_step
-from ppl_vae.svi import Info, SVIStep, check_options, held_by
+from ppl_vae.svi import Info, SVIStep, check_options
 from ppl_vae.training import Optimizer, fit, unpacked
-from ppl_vae.weighing import weigh
 
 __all__ = ["VariationalEMStep", "variational_em", "variational_em_step"]
 
@@ -171,7 +170,7 @@ def variational_em_step(
             "M-step; take a lower bound such as elbo"
         )
     if guide_optimizer is not None:
-        _check_apart(guide_optimizer, model_optimizer, Programs(model, guide, objective))
+        check_apart(guide_optimizer, model_optimizer, Programs(model, guide, objective))
     options = {"compile": compile, "chunk": chunk, "clip_norm": clip_norm, "precision": precision}
     prior = {"log_prior": log_prior, "data_size": data_size}
     bound = getattr(objective, "bound", objective) if hasattr(objective, "estimate") else objective
@@ -285,68 +284,7 @@ def variational_em(
     return result
 
 
-def owned(model: Program, guide: Program, objective: Any, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the trainable parameters of the model, and those of the guide and the objective.
-
-    Args:
-        model: Pyro program.
-        guide: Pyro program with the same arguments.
-        objective: whose own parameters go with the guide's.
-        batch: tensors.
-
-    Raises:
-        ValueError: the model has none.
-
-    Example:
-        >>> from ppl_vae.guides.exact import Exact
-        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
-        >>> model = LinearGaussian(x_dim=6, z_dim=2)
-        >>> [len(part) for part in owned(model, Exact(model), pv.objectives.elbo, (torch.ones(3, 6),))]
-        [3, 0]
-    """
-    model, guide = alike(model, guide)
-    found = Programs(model, guide, objective).run_once(model, guide, batch)
-    alone = [{id(p) for p in Programs(p, p).run_once(p, p, batch).parameters().values()} for p in (model, guide)]
-    shared = [p for p in found.parameters().values() if all(id(p) in held for held in alone)]
-    # Of what both hold, the model's densities leave out what is the guide's.
-    theta = (alone[0] - {id(p) for p in shared}) | _used_by_model(model, guide, found, batch, shared)
-    parameters = found.parameters().values()
-    if not theta:
-        raise ValueError(
-            "model: it has no trainable parameters of its own, so that there is no M-step; train the guide by pv.fit"
-        )
-    return [p for p in parameters if id(p) in theta], [p for p in parameters if id(p) not in theta]
-
-
-def _used_by_model(model: Program, guide: Program, programs: Programs, batch: Batch, shared: list[Tensor]) -> set[int]:
-    """Return which parameters the model's densities use, given latents, by identity."""
-    if not shared:
-        return set()
-    with undisturbed(programs), torch.enable_grad():
-        record = weigh(model, guide, batch, linear=True, path=GradientPath.NONE)
-        total = sum(density.sum() for density in record.log_p.values())
-        if not total.requires_grad:
-            return set()
-        slopes = torch.autograd.grad(total, shared, allow_unused=True)
-    return {id(p) for p, slope in zip(shared, slopes, strict=True) if slope is not None}
-
-
 def _optimizer(optimizer: Optimizer | None, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
     if isinstance(optimizer, torch.optim.Optimizer):
         return optimizer
     return made(optimizer or adam, parameters) if parameters else None
-
-
-def _check_apart(first: Any, second: Any, programs: Programs) -> None:
-    """No parameter is moved by both kinds of update."""
-    for name, optimizer in (("guide_optimizer", first), ("model_optimizer", second)):
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{name}: expected a torch optimizer, found {optimizer!r}")
-    names = {id(p): name for name, p in programs.parameters().items()}
-    both = {id(p) for p in held_by(first)} & {id(p) for p in held_by(second)}
-    if both:
-        found = ", ".join(sorted(names.get(i, "a parameter of neither program") for i in both)[:3])
-        raise ValueError(
-            f"guide_optimizer, model_optimizer: both hold {found}, which each kind of step would move; leave it to the "
-            "program that owns it"
-        )

@@ -23,15 +23,17 @@ INDEX = "index"
 def alike(model: Program, guide: Program) -> tuple[Program, Program]:
     """Return both programs with the same arguments: one that does not name ``index`` is called without it.
 
+    A program that takes any number of arguments (``*batch``) gets all of them.
+
     Example:
         >>> model, guide = alike(lambda x: x, lambda x, index: x[index])
         >>> model(torch.zeros(2), torch.tensor([1, 0])), guide(torch.zeros(2), torch.tensor([1, 0]))
         (tensor([0., 0.]), tensor([0., 0.]))
     """
     places = _place(model), _place(guide)
-    if places[0] is None and places[1] is not None:
+    if places[1] is not None and places[0] is None:
         model = _without(model, places[1])
-    elif places[1] is None and places[0] is not None:
+    elif places[0] is not None and places[1] is None:
         guide = _without(guide, places[0])
     return model, guide
 
@@ -101,13 +103,17 @@ def _place(program: Program | None) -> int | None:
 
 
 def _without(program: Program, place: int) -> Program:
-    """Return a program that takes ``index`` and passes it on to nobody."""
+    """Return a program that takes ``index`` at its place and passes it on to nobody."""
+    if inspect.isclass(program) or not callable(program):
+        return program  # which others explain
+    before = [*signature_of(program).parameters.values()]
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in before):
+        return program
 
     def run(*batch: Tensor) -> Any:
         return program(*batch[:place], *batch[place + 1 :])
 
-    before = [*signature_of(program).parameters.values()]
-    if len(before) >= place > 0 and before[place - 1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+    if 0 < place <= len(before):
         own = before[place - 1].replace(name=INDEX, annotation=inspect.Parameter.empty)
         run.__signature__ = inspect.Signature([*before[:place], own, *before[place:]])
     run.__qualname__ = program_name(program)

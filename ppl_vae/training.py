@@ -17,7 +17,7 @@ from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
-from ppl_vae.indexing import with_index
+from ppl_vae.indexing import alike, with_index
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.parallel import LostWorker, workers
@@ -177,6 +177,7 @@ def _make_step(
 ) -> Step:
     if model is None or guide is None:
         raise ValueError("model, guide: pass both, or a step that brings its own")
+    model, guide = alike(model, guide)
     pyros = isinstance(objective, PyroELBO)
     (check_elbo if pyros else check_options)(objective, particles, options["compile"])
     hold_to_contract = check_callable if pyros else check  # the rest is between Pyro and the programs

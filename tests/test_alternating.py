@@ -15,11 +15,11 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import runs
-from ppl_vae.alternating import owned
 from ppl_vae.guides.exact import Exact
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.models.vae import VAE
+from ppl_vae.ownership import owned
 from ppl_vae.programs import Programs
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)

@@ -43,12 +43,20 @@ MAY_IMPORT = {
     "replaying": set(),
     "parallel": {"batches"},
     "updating": {"optimizers"},
+    "priors": {"programs"},
+    "indexing": {"batches", "programs"},
+    "steps": {"chunking", "objectives", "priors", "programs", "pyro_step", "svi"},
+    "ownership": {"batches", "indexing", "particles", "programs", "svi", "weighing"},
+    "alternating": {
+        *("batches", "checking", "fitted", "indexing", "objectives", "optimizers", "ownership", "priors", "programs"),
+        *("steps", "svi", "training"),
+    },
     "chunking": {"batches", "compiling", "objectives", "particles", "programs"},
     "capture": {"batches", "keeping", "remarks", "parallel", "programs", "watching"},
     "compiling": {"batches", "capture", "parallel", "programs", "remarks", "replaying", "rewriting", "watching"},
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
-    "weighing": {"batches", "contract", "enumeration", "gradients", "particles", "programs", "tracing"},
+    "weighing": {"batches", "contract", "enumeration", "gradients", "indexing", "particles", "programs", "tracing"},
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
     "figures": {"batches", "crossing", "objectives", "programs", "progress"},
     "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
@@ -69,6 +77,7 @@ MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "w
 PUBLIC = {
     *("data", "objectives", "nets", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
+    *("variational_em", "variational_em_step", "normal_prior"),
     *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc"),
 }
 

@@ -23,7 +23,7 @@ K, ROWS, SIZE = 3, 4, 2
 
 def run(*command, **environment):
     known = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp")}
-    known |= {name: os.environ[name] for name in ("PPL_VAE_DATA", "TMPDIR") if name in os.environ}
+    known |= {name: os.environ[name] for name in ("PPL_VAE_DATA", "PYTHONPATH", "TMPDIR") if name in os.environ}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=known | environment, timeout=300)
 
 
@@ -80,6 +80,32 @@ def test_a_lost_process_ends_the_run_with_a_word_and_a_good_checkpoint(tmp_path)
     assert "Training stopped in epoch" in done.stderr
     assert f"are in {tmp_path / 'run'}" in done.stderr
     assert all(t.isfinite().all() for t in checkpoint(tmp_path / "run")["programs"].values())
+
+
+ALTERNATES = """
+import sys, torch
+import ppl_vae as pv
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
+from ppl_vae.parallel import launched
+
+with launched():
+    torch.manual_seed(0)
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    model, guide, x = VAE(**sizes), Normal(**sizes), torch.rand(40, 6).bernoulli()
+    options = {"epochs": 2, "batch_size": 10, "log_prior": pv.normal_prior(model), "compile": False}
+    pv.fit(model, guide, x, clip_norm=1.0, **options)
+    pv.variational_em(model, guide, x, e_steps=2, out=sys.argv[1], **options)
+"""
+
+
+def test_a_prior_and_variational_em_are_the_same_in_two_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ALTERNATES)
+    one, two = run(sys.executable, str(script), str(tmp_path / "one")), torchrun(str(script), str(tmp_path / "two"))
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    for name, tensor in checkpoint(tmp_path / "one")["programs"].items():
+        torch.testing.assert_close(checkpoint(tmp_path / "two")["programs"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 REFUSES = """
