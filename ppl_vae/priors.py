@@ -46,7 +46,8 @@ def normal_prior(program: Program, scale: float = 1.0) -> LogPrior:
     """
     _check_scale(scale)
     constant = 0.5 * log(2 * pi * scale**2)
-    return _over_parameters(program, lambda p: -0.5 * (p / scale).square().sum() - p.numel() * constant)
+    # A product, since the gradient of a square takes a power.
+    return _over_parameters(program, lambda p: -0.5 / scale**2 * (p * p).sum() - p.numel() * constant)
 
 
 def laplace_prior(program: Program, scale: float = 1.0) -> LogPrior:

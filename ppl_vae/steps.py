@@ -93,7 +93,8 @@ def svi_step(
             distributions of your own from float32 tensors too.
         log_prior: a function without arguments that returns log p(theta) in nats, such as ``normal_prior(model)``,
             for a maximum a posteriori estimate: a step then moves up ``bound + log p(theta) / N``. Both are reported,
-            apart. It draws nothing, and reads the parameters when it is called.
+            apart. It draws nothing, and reads the parameters off their modules when it is called (a step with one that
+            holds tensors itself cannot be captured).
         data_size: N, the number of training data (not of a batch), with ``log_prior``.
 
     Returns:

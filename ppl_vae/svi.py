@@ -27,6 +27,9 @@ from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
 
+# Bound, penalties, log prior where there is one, and a gradient for each parameter that moves.
+Ascent = tuple[Tensor, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
+
 
 @dataclass(frozen=True)
 class Info:
@@ -66,10 +69,10 @@ class SVIStep:
         self.optimizer, self.update = optimizer, Update(optimizer, accumulate, clip_norm)
         self.precision = precision
         self.programs = Programs(model, guide, objective)
-        compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
+        readers = (model, guide, objective) if log_prior is None else (model, guide, objective, log_prior)
+        compiled = partial(Compiled, programs=self.programs, readers=readers, compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
         self.log_prior, self.data_size = log_prior, data_size
-        self.prior_ascent = compiled(self._prior_ascent, readers=(log_prior,))
         self.workers = workers()
         self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
         if self.workers and chunk is not None:
@@ -82,6 +85,7 @@ class SVIStep:
                 particles // chunk,
                 compiled,
                 self._names_of_moved,
+                None if log_prior is None else self._prior_ascent,
             )
             self.validation = self.ascent.value
         self._at_once = min(particles, chunk or particles)
@@ -105,11 +109,7 @@ class SVIStep:
         moved = [*self._moved.values()]
         self.update.clear()
         with self._cast(batch):
-            bound, penalties, gradients = self._ascended(batch)
-        log_prior = None
-        if self.log_prior is not None:
-            log_prior, slopes = self.prior_ascent((batch[0][:1],))  # which says on what device, and no more
-            gradients = [*map(_together, slopes, gradients)]
+            bound, penalties, log_prior, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
         return Info(bound, penalties, log_prior)
@@ -127,7 +127,7 @@ class SVIStep:
         if self.workers:  # batches that cannot be shared out are few
             ascent, validation = self.shared_ascent, self.shared_validation
             self.ascent.planned = self.validation.planned = 0
-        ascent.planned = self.prior_ascent.planned = updates
+        ascent.planned = updates
         if isinstance(validation, Compiled):
             validation.planned = validations
 
@@ -139,7 +139,7 @@ class SVIStep:
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation, self.prior_ascent)
+        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation)
         return sum(getattr(function, "count", 0) for function in functions)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,23 +176,31 @@ class SVIStep:
             check_objective(self.objective, self.model, self.guide, batch, enough, chunks)
         self._checked = True
 
-    def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Return bound, penalties, and the gradient of minus the bound in each parameter that moves."""
+    def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
+        """Return bound, penalties, log prior, and the gradient of what is made small in each parameter that moves."""
         found = estimate(self.objective, self.model, self.guide, batch, self.particles)
         penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
+        log_prior = self._log_prior_per_datum(batch)
+        total = found.surrogate.mean() if log_prior is None else found.surrogate.mean() + log_prior
         # Of these parameters alone, so that frozen ones gather none.
         moved = [tensors[name] for name in self._moved]
-        gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
-        return found.value.mean(), penalties, gradients
+        gradients = torch.autograd.grad(-total, moved, allow_unused=True)
+        return found.value.mean(), penalties, log_prior if log_prior is None else log_prior.detach(), gradients
 
     def _prior_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Return log p(theta) / N, and the gradient of minus it in each parameter that moves."""
-        with torch.enable_grad():
-            value = self.log_prior() / self.data_size
-        moved = [tensors[name] for name in self._moved]
-        if not value.requires_grad:  # what it is of has been frozen
-            return value, [None] * len(moved)
-        return value.detach(), torch.autograd.grad(-value, moved, allow_unused=True)
+        """Return the log prior, and the gradient of minus it in each parameter that moves."""
+        log_prior, moved = self._log_prior_per_datum(batch), [tensors[name] for name in self._moved]
+        if not log_prior.requires_grad:  # what it is of has been frozen
+            return log_prior, [None] * len(moved)
+        return log_prior.detach(), torch.autograd.grad(-log_prior, moved, allow_unused=True)
+
+    def _log_prior_per_datum(self, batch: Batch) -> Tensor | None:
+        """Return log p(theta) / N, in the parameters' own precision."""
+        if self.log_prior is None:
+            return None
+        uncast = torch.autocast(batch[0].device.type, enabled=False) if self.precision else nullcontext()
+        with torch.enable_grad(), uncast:
+            return self.log_prior() / self.data_size
 
     def _weighed(self, batch: Batch) -> Particles:
         """Return one chunk of particles."""
@@ -201,12 +209,12 @@ class SVIStep:
     def _names_of_moved(self) -> list[str]:
         return [*self._moved]
 
-    def _ascended(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor | None]]:
-        """Return bound, penalties and gradients of a batch, this worker's part of it computed here."""
+    def _ascended(self, batch: Batch) -> Ascent:
+        """Return what `_ascent` does, this worker's part of the batch computed here."""
         mine = self.workers.part(batch) if self.workers else None
         if mine is None:
             return self.ascent(batch)
-        bound, penalties, gradients = self.shared_ascent(mine)
+        bound, penalties, log_prior, gradients = self.shared_ascent(mine)
         if not self._known_alike:
             if name := self.workers.different(self.programs.tensors()):
                 raise RuntimeError(
@@ -215,9 +223,9 @@ class SVIStep:
                 )
             self._known_alike = True
         bound, *rest = self.workers.mean([bound, *penalties.values(), *gradients])
-        return bound, dict(zip(penalties, rest, strict=False)), rest[len(penalties) :]
+        return bound, dict(zip(penalties, rest, strict=False)), log_prior, rest[len(penalties) :]
 
-    def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
         with SharedNoise(self.workers, self.particles, batch[0].shape[0]):
             return self._ascent(tensors, batch)
 
@@ -241,18 +249,13 @@ class SVIStep:
         names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
         self._held = [*map(id, held)]
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
-        for function in (self.ascent, self.shared_ascent, self.prior_ascent):
-            function.forget()
+        self.ascent.forget()
+        self.shared_ascent.forget()
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return the parameters that an optimizer moves."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _together(slope: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    # In this order, as a sparse gradient may come second only.
-    return gradient if slope is None else slope if gradient is None else slope + gradient
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
