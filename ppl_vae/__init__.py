@@ -19,8 +19,8 @@ from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
+from ppl_vae.log_priors import normal_prior
 from ppl_vae.particles import Particles, Path
-from ppl_vae.priors import normal_prior
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
 from ppl_vae.surgery import elbo_surgery

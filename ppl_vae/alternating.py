@@ -11,11 +11,11 @@ from ppl_vae.batches import source
 from ppl_vae.checking import check
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import with_index
+from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.objectives.options import whole
 from ppl_vae.optimizers import adam, made
 from ppl_vae.ownership import check_apart, owned
-from ppl_vae.priors import LogPrior, prior_options
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.steps import svi_step
 from ppl_vae.svi import Info, SVIStep, check_options

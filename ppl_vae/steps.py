@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.chunking import check_chunk
+from ppl_vae.log_priors import LogPrior, check_prior_options
 from ppl_vae.objectives import Objective, elbo, facts
-from ppl_vae.priors import LogPrior, check_prior_options
 from ppl_vae.programs import Program, Programs
 from ppl_vae.pyro_step import PyroStep, check_elbo
 from ppl_vae.svi import Info, SVIStep, check_options

@@ -17,11 +17,11 @@ from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate, weigh_for
 from ppl_vae.indexing import alike
+from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
-from ppl_vae.priors import LogPrior, check_log_prior
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import NOTHING_GATHERED, Update
 

@@ -18,10 +18,10 @@ from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import alike, with_index
+from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.parallel import LostWorker, workers
-from ppl_vae.priors import LogPrior, prior_options
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo

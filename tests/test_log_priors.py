@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 import ppl_vae as pv
 from ppl_vae.estimation import estimate
 from ppl_vae.guides.exact import Exact
+from ppl_vae.log_priors import laplace_prior
 from ppl_vae.models.linear_gaussian import LinearGaussian
-from ppl_vae.priors import laplace_prior
 
 N = 40
 SCALE = 0.75
