@@ -14,7 +14,8 @@ so that ``x ~ N(mu, W W' + diag(sigma^2))`` and ``z | x ~ N(S W' (x - mu) / sigm
 | x      | "x"  | (x_dim,) |
 
 Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, sections
-2.3.3 and 12.2.
+2.3.3 and 12.2; D. B. Rubin, D. T. Thayer, "EM algorithms for ML factor analysis", Psychometrika 1982,
+https://doi.org/10.1007/BF02293851.
 
 Example:
     >>> from ppl_vae.guides.exact import Exact
@@ -26,10 +27,14 @@ Example:
     True
 """
 
+from collections.abc import Mapping
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from ppl_vae import regression
 
 
 class LinearGaussian(nn.Module):
@@ -64,3 +69,12 @@ class LinearGaussian(nn.Module):
         precision = torch.eye(scaled.shape[1]).to(scaled) + self.weight.mT @ scaled
         loc = torch.linalg.solve(precision, ((x - self.bias) @ scaled).unsqueeze(-1)).squeeze(-1)
         return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    @torch.no_grad()
+    def m_step(self, posterior: Mapping[str, dist.TorchDistribution], x: Tensor) -> None:
+        """Set W, mu and sigma to the maximum of the expected log p(x, z), for q(z) given for x ``(N, x_dim)``."""
+        weight, bias, variance = regression.regress(x, posterior["z"])
+        regression.check_variances(variance, x.mean(0))
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.log_scale.copy_(variance.log() / 2)

@@ -4,7 +4,7 @@ Running a guide against a model gives K weighted particles per datum; every boun
 estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
-from ppl_vae import data, nets, objectives, quality
+from ppl_vae import covariances, data, nets, objectives, quality, starts
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
@@ -12,15 +12,20 @@ from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
 from ppl_vae.comparing import compare
 from ppl_vae.contract import ContractError
+from ppl_vae.coordinate_ascent import cavi, robbins_monro
+from ppl_vae.em_steps import em_step
 from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
+from ppl_vae.expectation_maximization import em
 from ppl_vae.fitted import Fit
 from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
 from ppl_vae.log_priors import normal_prior
+from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.particles import Particles, Path
+from ppl_vae.point_estimate import PointEstimate
 from ppl_vae.sampling import decode, reconstruct, sample
 from ppl_vae.steps import svi_step
 from ppl_vae.surgery import elbo_surgery
@@ -34,17 +39,23 @@ __all__ = [
     "Evaluation",
     "Fit",
     "Info",
+    "MeanField",
     "Particles",
     "Path",
+    "PointEstimate",
     "active_units",
     "aggregate_kl",
     "ais",
     "bdmc",
+    "cavi",
     "check",
     "compare",
+    "covariances",
     "data",
     "decode",
     "elbo_surgery",
+    "em",
+    "em_step",
     "evaluate",
     "exact_gradient",
     "fit",
@@ -58,7 +69,9 @@ __all__ = [
     "reconstruct",
     "registered",
     "restore",
+    "robbins_monro",
     "sample",
+    "starts",
     "svi_step",
     "variational_em",
     "variational_em_step",

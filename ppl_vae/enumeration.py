@@ -51,7 +51,7 @@ def summed_out(
     for name, density in log_p.items():
         term = packed.pack(density, trace.nodes[name]["infer"]["_dim_to_symbol"])
         if symbols.isdisjoint(term._pyro_dims):
-            apart[name] = density
+            apart[name] = packed.unpack(term, trace.symbol_to_dim)  # less axes of a single value
         elif name in penalties:
             raise ContractError(
                 f"factor '{name}': it depends on a latent that is summed out of the model, where a penalty has no "

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ppl_vae.evaluation import Evaluation
 
-__all__ = ["inference_data", "with_history", "write_netcdf"]
+__all__ = ["from_arrays", "inference_data", "with_history", "write_netcdf"]
 
 COLUMNS = ("log_px", "elbo", "debiased", "distortion", "ess", "khat", "log_px_error", "rise")
 # Groups whose variables have a chain and draws.
@@ -80,8 +80,6 @@ def _redrawn(evaluation: "Evaluation", rows: int) -> dict[str, Mapping[str, Tens
 
 
 def _from_dict(groups: Mapping[str, Mapping[str, Tensor]], axes: Mapping[str, str], evaluation: "Evaluation") -> Any:
-    import arviz
-
     arrays = {
         group: {name: _array(value, group in SAMPLED) for name, value in values.items()}
         for group, values in groups.items()
@@ -91,16 +89,30 @@ def _from_dict(groups: Mapping[str, Mapping[str, Tensor]], axes: Mapping[str, st
         for group, values in arrays.items()
         for name, array in values.items()
     }
-    attrs = {
-        "inference_library": "ppl_vae",
-        "inference_library_version": version("ppl-vae"),
-        "subject": evaluation.subject,
-        "particles": evaluation.particles,
-        "seed": evaluation.seed,
-    }
-    if int(arviz.__version__.split(".")[0]) < 1:
-        return _inference_data(arrays, dims, attrs)
-    return _data_tree(arrays, dims, attrs)
+    attrs = {"subject": evaluation.subject, "particles": evaluation.particles, "seed": evaluation.seed}
+    return from_arrays(arrays, dims, attrs)
+
+
+def from_arrays(
+    arrays: Mapping[str, Mapping[str, Any]], dims: Mapping[tuple[str, str], list[str]], attrs: Mapping[str, Any]
+) -> Any:
+    """Return groups of arrays as ArviZ's ``InferenceData`` (0.x) or ``DataTree`` (1.x).
+
+    Args:
+        arrays: group to name to array; those of groups that are sampled begin with axes of chains and draws.
+        dims: group and name to the names of the further axes.
+        attrs: what each group says of itself.
+
+    Example:
+        >>> import numpy as np
+        >>> made = from_arrays({"posterior": {"z": np.zeros((1, 5, 3))}}, {("posterior", "z"): ["datum"]}, {})
+        >>> made["posterior"]["z"].dims
+        ('chain', 'draw', 'datum')
+    """
+    import arviz
+
+    attrs = {"inference_library": "ppl_vae", "inference_library_version": version("ppl-vae"), **attrs}
+    return (_inference_data if int(arviz.__version__.split(".")[0]) < 1 else _data_tree)(arrays, dims, attrs)
 
 
 def _array(value: Tensor, sampled: bool) -> Any:

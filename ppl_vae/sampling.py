@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
+from ppl_vae.enumeration import enumerated_by
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.tracing import placed
 from ppl_vae.weighing import paired_traces
@@ -139,7 +141,7 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         model: Pyro program.
         guide: Pyro program with the same arguments.
         x: a batch ``(B, ...)``.
-        particles: draws of the latents per datum over which the mean is taken.
+        particles: draws of the latents per datum over which the mean is taken. Over enumerated latents it is exact.
         seed: seeds the draws; the caller's random state does not move.
 
     Returns:
@@ -158,8 +160,33 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
         model_trace, guide_trace = paired_traces(model, guide, batch, particles)
-    contract.check_names(model_trace, guide_trace)
-    return {name: mean.mean(0) for name, mean in _means(model_trace).items()}
+        contract.check_names(model_trace, guide_trace)
+        mass, sites = _mass(model_trace, guide_trace), contract.observed(model_trace)
+        return {name: _averaged(mean, mass, sites[name]) for name, mean in _means(model_trace).items()}
+
+
+def _mass(model_trace: Any, guide_trace: Any) -> Tensor:
+    """Return the probability of each enumerated value: q(y | x) of the guide's, p(y | x, z) of the model's own."""
+    own, drawn = _densities(model_trace), _densities(guide_trace)
+    summed = [own[name]["infer"]["_enumerate_dim"] for name in enumerated_by(own) if name not in drawn]
+    log_mass = sum((_masked(drawn[name]) for name in enumerated_by(drawn)), start=torch.zeros(()))
+    if summed:
+        joint = sum(map(_masked, own.values()))
+        log_mass = log_mass + joint - joint.logsumexp(summed, keepdim=True)
+    return log_mass.exp()
+
+
+def _masked(site: contract.Site) -> Tensor:
+    return scale_and_mask(_log_density(site), 1.0, site["mask"])
+
+
+def _averaged(mean: Tensor, mass: Tensor, site: contract.Site) -> Tensor:
+    """Average over enumerated values, whose axes lie left of the particles, and over these."""
+    event_dim = site["fn"].event_dim
+    total = mean * mass.to(mean).reshape(mass.shape + (1,) * event_dim)
+    while total.dim() > 2 + event_dim:
+        total = total.sum(0)
+    return total.mean(0)
 
 
 def decode(model: Program, latents: Mapping[str, Tensor], like: Any = None, shape: Any = None) -> dict[str, Tensor]:

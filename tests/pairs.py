@@ -1,5 +1,6 @@
 """Every model with every guide that fits it, found in the tree and made small."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import ppl_vae as pv
 from ppl_vae import contract, supports, zoo
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,)}
 
 # A smaller number means that discovery, not the library, has shrunk.
-AT_LEAST = 4
+AT_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def fits(model: str, guide: str) -> bool:
         return False
     x = pair.data()
     traces = [poutine.trace(program).get_trace(x) for program in (pair.model, pair.guide)]
-    names = [set(contract.latents(trace)) for trace in traces]
-    if names[0] != names[1]:
+    wanted, drawn = (contract.latents(trace) for trace in traces)
+    if {name for name, site in wanted.items() if not contract.is_marked(site)} != set(drawn):
         return False
     try:
         supports.check_supports(*traces)
@@ -58,7 +59,23 @@ def fits(model: str, guide: str) -> bool:
 
 def names() -> list[tuple[str, str]]:
     """Return the names of all pairs that fit."""
-    return [(m, g) for m in zoo.discover("models") for g in zoo.discover("guides") if fits(m, g)]
+    shared = with_global_latents()
+    models = [name for name in zoo.discover("models") if name not in shared]
+    return [(m, g) for m in models for g in zoo.discover("guides") if fits(m, g)]
+
+
+def with_global_latents() -> set[str]:
+    """Return the names of the models with a latent that all data share; no guide for batches can weigh them."""
+    return {name for name, model in zoo.discover("models").items() if has_global_latents(model)}
+
+
+def has_global_latents(model: type[nn.Module]) -> bool:
+    """Run a model, and tell whether it draws anything outside the plate "data"."""
+    arguments = inspect.signature(model.forward).parameters.keys() - {"self"}
+    batch = [torch.ones(5, SMALL["x_dim"]) for _ in arguments]
+    trace = poutine.trace(poutine.uncondition(zoo.build(model, SMALL))).get_trace(*batch)
+    plates = [{frame.name for frame in site["cond_indep_stack"]} for _, site in contract.sample_sites(trace)]
+    return any(contract.DATA_PLATE not in names for names in plates)
 
 
 def files(kind: str) -> set[str]:

@@ -555,3 +555,24 @@ def test_evaluate_believes_a_summed_model():
     joint = (model.logits.log_softmax(-1)[:, None, None] + likelihood.log_prob(X)).logsumexp(0)
     exact = (joint + dist.Normal(0.0, 1.0).log_prob(grid)[:, None]).logsumexp(0) + torch.tensor(16 / 4000).log()
     odds.assert_agree(evaluation.log_px, evaluation.log_px_error, exact.detach())
+
+
+def test_reconstructions_weigh_values_that_the_model_sums_by_their_posterior():
+    model, x = TwoSites(MARK, MARK), torch.tensor([-1.0, 0.3, 2.0], dtype=DOUBLE)
+    y1, y2 = torch.arange(2)[:, None, None], torch.arange(3)[:, None]
+    mean = model.loc[y2] + 0.5 * y1
+    joint = model.logits.log_softmax(-1)[y1] + model.table.log_softmax(-1)[y1, y2]
+    posterior = (joint + dist.Normal(mean, 0.8).log_prob(x)).flatten(0, 1).softmax(0)
+    found = pv.reconstruct(model, Nothing(), x, particles=2)["x"]
+    torch.testing.assert_close(found, (posterior * mean.flatten(0, 1)).sum(0).detach())
+
+
+def test_reconstructions_weigh_values_that_the_guide_enumerates_by_its_mass():
+    model, guide, x = SemiSupervised(), LabelThenStyle(), torch.tensor([-1.0, 0.3], dtype=DOUBLE)
+    q = (x.unsqueeze(-1) * guide.label.weight + guide.label.bias).softmax(-1)
+    # The mean of x is linear in z, so that z may be replaced by its mean; its noise is small here.
+    guide.log_scale.data.fill_(-30.0)
+    z = guide.loc + 0.4 * x.unsqueeze(-1)
+    wanted = (q * (model.loc + model.weight[0] * z + model.weight[1])).sum(-1)
+    found = pv.reconstruct(model, guide, x, particles=2)["x"]
+    torch.testing.assert_close(found, wanted.detach())

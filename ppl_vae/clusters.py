@@ -1,0 +1,73 @@
+"""What inferred discrete latents say of the data: responsibilities, labels, components that hold hardly any."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["Clusters", "nearly_empty", "responsibilities"]
+
+
+class Clusters:
+    """What results with probabilities of discrete latents, ``discrete``, say of clusters.
+
+    Example:
+        >>> found = Clusters()
+        >>> found.discrete = {"y": torch.tensor([[0.9, 0.1], [0.2, 0.8]])}
+        >>> found.labels
+        tensor([0, 1])
+    """
+
+    discrete: Mapping[str, Tensor]
+
+    @property
+    def responsibilities(self) -> Tensor:
+        """Probabilities of the one discrete latent of each datum, ``(N, C)``."""
+        return responsibilities(self.discrete)
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable component of each datum, ``(N,)``."""
+        return self.responsibilities.argmax(1)
+
+
+def responsibilities(discrete: Mapping[str, Tensor]) -> Tensor:
+    """Return the probabilities of the one discrete latent of each datum, ``(N, C)``.
+
+    Args:
+        discrete: site name to probabilities.
+
+    Raises:
+        ValueError: there is none, or there are several.
+
+    Example:
+        >>> responsibilities({})
+        Traceback (most recent call last):
+            ...
+        ValueError: responsibilities: the model has no discrete latent for each datum
+    """
+    if len(discrete) != 1:
+        found = f"has {len(discrete)} discrete latents for each datum ({', '.join(discrete)}); see .discrete"
+        raise ValueError(
+            f"responsibilities: the model {found if discrete else 'has no discrete latent for each datum'}"
+        )
+    return next(iter(discrete.values()))
+
+
+def nearly_empty(discrete: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return a sentence for each component that holds less than one datum.
+
+    Args:
+        discrete: site name to probabilities ``(N, C)``.
+
+    Example:
+        >>> nearly_empty({"y": torch.tensor([[1.0, 0.0], [1.0, 0.0]])})
+        ("site 'y': component 1 holds 0.00 data, less than one; ...",)
+    """
+    held = {name: table.sum(0) for name, table in discrete.items()}
+    return tuple(
+        f"site '{name}': component {c} holds {float(counts[c]):.2f} data, less than one; take fewer components, start "
+        "elsewhere (restarts=10), or give its parameters a prior"
+        for name, counts in held.items()
+        for c in torch.nonzero(counts < 1).flatten().tolist()
+    )

@@ -1,0 +1,226 @@
+"""What mean field needs to know of a program: its factors, and which site reads which of them."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch
+from ppl_vae.contract import ContractError, Site
+from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of
+from ppl_vae.natural import log_density, natural
+from ppl_vae.programs import Program, own_parameters
+from ppl_vae.tracing import Enumerating
+
+__all__ = ["Factorisation", "factorisation_of", "run"]
+
+SURVEYED = 256  # data, to see which site reads which latent
+Joint = Sequence[tuple[str, str]]
+
+
+class Placing(Messenger):
+    """Give latents the values of a mapping."""
+
+    def __init__(self, values: Values):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> dict[str, Site]:
+    """Run a program with values for its continuous latents, and its discrete ones enumerated.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        values: site name to value; other continuous latents are drawn.
+        first_dim: the axis for the first enumerated latent, left of every plate.
+    """
+    placed = Placing(values)(config_enumerate(model, default="parallel"))
+    with own_parameters(), pyro.validation_enabled(False), Enumerating(first_available_dim=first_dim):
+        return dict(contract.sample_sites(poutine.trace(placed).get_trace(*batch)))
+
+
+@dataclass(frozen=True)
+class Factorisation:
+    """A program, as mean field sees it.
+
+    Attributes:
+        factors: of the continuous latents, by name; local ones for this very batch.
+        discrete: per-datum discrete latents, by site, with the axis of their values.
+        reads: site name to the names of the factors that its log density depends on.
+        in_data: sites in the plate "data".
+        observed: what each observed site of the plate "data" observes, all of it.
+        once: sites whose density for all data follows from a run on the first of them.
+        groups: factors by name to a number; those of one number are read together by no site.
+        first_dim: the axis for the first enumerated latent.
+    """
+
+    factors: Mapping[str, Factor]
+    discrete: Mapping[str, int]
+    reads: Mapping[str, frozenset[str]]
+    in_data: frozenset[str]
+    observed: Mapping[str, Tensor]
+    once: frozenset[str]
+    groups: Mapping[str, int]
+    first_dim: int
+
+    def readers(self, factor: str) -> list[str]:
+        """Return the sites whose density depends on a factor."""
+        return [site for site, read in self.reads.items() if factor in read]
+
+
+def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Factorisation:
+    """Look at a program by running it on a batch.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        joint: pairs of a mean and its precision that share a factor; found when left out.
+
+    Raises:
+        ContractError: a latent that no factor fits, a discrete latent outside the plate "data", a penalty.
+    """
+    first_dim = -1 - _depth(model, batch)
+    sites = run(model, batch, {}, first_dim)
+    for name, site in sites.items():
+        _check(name, site)
+    latents = {name: site for name, site in sites.items() if not site["is_observed"]}
+    discrete = {n: site["infer"]["_enumerate_dim"] for n, site in latents.items() if enumerated(site)}
+    continuous = {name: site for name, site in latents.items() if name not in discrete}
+    read = _reads(model, tuple(part[:SURVEYED] for part in batch), list(continuous), first_dim)
+    pairs = _pairs(continuous, read) if joint is None else [tuple(pair) for pair in joint]
+    factors = _factors(continuous, pairs)
+    owner = {site: factor.name for factor in factors for site in factor.sites}
+    reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
+    return Factorisation(
+        factors={factor.name: factor for factor in factors},
+        discrete=discrete,
+        reads=reads,
+        in_data=frozenset(name for name, site in sites.items() if in_data(site)),
+        observed={name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)},
+        once=_once(model, batch, sites, first_dim),
+        groups=_groups(owner.values(), reads.values()),
+        first_dim=first_dim,
+    )
+
+
+def enumerated(site: Site) -> bool:
+    """Tell whether a site takes all its values at once."""
+    return site["infer"].get("_enumerate_dim") is not None
+
+
+def in_data(site: Site) -> bool:
+    """Tell whether a site stands in the plate of data."""
+    return any(frame.name == contract.DATA_PLATE for frame in site["cond_indep_stack"])
+
+
+def _depth(model: Program, batch: Batch) -> int:
+    """Return how many axes the plates of a program take."""
+    with own_parameters():
+        trace = poutine.trace(model).get_trace(*batch)
+    frames = [f for site in trace.nodes.values() if site["type"] == "sample" for f in site["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=1)
+
+
+def _check(name: str, site: Site) -> None:
+    if name.startswith(contract.PENALTY):
+        raise ContractError(f"factor '{name}': a penalty is no density, and mean field needs one; leave it out")
+    if enumerated(site) and not in_data(site):
+        raise ContractError(
+            f"site '{name}': discrete and outside the plate 'data'; factors of discrete latents are those of each "
+            "datum. Put it in the plate, or try its values one after the other"
+        )
+    if in_data(site) and not contract.has_common_scale(site):
+        raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
+
+
+def _reads(model: Program, batch: Batch, latents: Iterable[str], first_dim: int) -> dict[str, set[str]]:
+    """Return the latents that each site's log density depends on, itself included, by following gradients."""
+    drawn = run(model, batch, {}, first_dim)
+    values = {name: drawn[name]["value"].detach().clone().requires_grad_() for name in latents}
+    with torch.enable_grad():
+        sites = run(model, batch, values, first_dim)
+        found = {}
+        for name, site in sites.items():
+            density = site["fn"].log_prob(site["value"]).sum()
+            found[name] = _reached(density, values)
+    return found
+
+
+def _reached(density: Tensor, values: Values) -> set[str]:
+    if not density.requires_grad or not values:
+        return set()
+    slopes = torch.autograd.grad(density, [*values.values()], allow_unused=True)
+    return {name for name, slope in zip(values, slopes, strict=True) if slope is not None}
+
+
+def _once(model: Program, batch: Batch, sites: Mapping[str, Site], first_dim: int) -> frozenset[str]:
+    """Return the sites that look the same when the program runs on one datum: priors, components, classes."""
+    values = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or enumerated(s))}
+    values = {n: value[:1] if in_data(sites[n]) else value for n, value in values.items()}
+    alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
+    return frozenset(name for name, site in sites.items() if _alike(site, alone[name]))
+
+
+def _alike(site: Site, alone: Site) -> bool:
+    if site["is_observed"] and in_data(site):
+        found = [natural([one]) for one in (site, alone)]
+        return None not in found and all(map(torch.equal, found[0][1], found[1][1]))
+    if in_data(site) and not enumerated(site):
+        return False
+    densities = log_density(site), log_density(alone)
+    return densities[0].shape[:-1] == densities[1].shape[:-1] and bool((densities[0] == densities[1]).all())
+
+
+def _pairs(latents: Mapping[str, Site], reads: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
+    """Return normal means whose prior reads a precision of their own shape."""
+    return [
+        (mean, precision)
+        for mean, site in latents.items()
+        for precision in reads[mean]
+        if precision != mean and _matching(site, latents[precision])
+    ]
+
+
+def _matching(mean: Site, precision: Site) -> bool:
+    if in_data(mean) or in_data(precision):
+        return False
+    try:
+        joint_factor_of("mean", mean["fn"], "precision", precision["fn"])
+    except ContractError:
+        return False
+    return True
+
+
+def _factors(latents: Mapping[str, Site], pairs: Iterable[tuple[str, str]]) -> list[Factor]:
+    made, left = [], dict(latents)
+    for mean, precision in pairs:
+        for name in (mean, precision):
+            if name not in left:
+                raise ContractError(
+                    f"joint: '{name}' is no continuous latent of the program, or stands in two pairs; there are "
+                    f"{', '.join(latents) or 'none'}"
+                )
+        made.append(joint_factor_of(mean, left.pop(mean)["fn"], precision, left.pop(precision)["fn"]))
+    made += [factor_of(name, site["fn"], in_data(site)) for name, site in left.items()]
+    return made
+
+
+def _groups(names: Iterable[str], read_together: Iterable[frozenset[str]]) -> dict[str, int]:
+    """Number factors such that no site reads two of one number."""
+    groups: dict[str, int] = {}
+    for name in names:
+        taken = {groups.get(other) for together in read_together if name in together for other in together - {name}}
+        groups[name] = next(number for number in range(len(groups) + 1) if number not in taken)
+    return groups

@@ -1,0 +1,277 @@
+"""Which latents a program has, and its log density at values of theirs, each datum's discrete ones enumerated."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Size, Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch
+from ppl_vae.contract import DATA_PLATE, PENALTY, ContractError, Site
+from ppl_vae.densities import log_density
+from ppl_vae.programs import Program, own_parameters
+from ppl_vae.supports import check_data_support
+from ppl_vae.tracing import Enumerating
+
+__all__ = ["Structure", "log_densities", "log_joint", "log_prior", "structure_of"]
+
+# Rows on which a program is first run: more than one, and such that one less is another number.
+ROWS = 3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The latents of a program.
+
+    Axes of a joint density are ``(..., *values, N)``: one axis for the values of each discrete latent, of the last
+    one leftmost, and data along the last.
+
+    Attributes:
+        model: the program.
+        discrete: name of each datum's discrete latents to their number of values, in the program's order.
+        continuous: name of each datum's continuous latents to their event shape.
+        supports: name of each global latent to its support.
+        prior: whether any site stands outside the plate "data".
+        width: numbers in the widest value of one datum.
+        like: an empty tensor of the type and on the device of the continuous latents.
+    """
+
+    model: Program
+    discrete: Mapping[str, int]
+    continuous: Mapping[str, Size]
+    supports: Mapping[str, Any]
+    prior: bool
+    width: int
+    like: Tensor
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Numbers of values as axes of a joint density."""
+        return tuple(reversed(self.discrete.values()))
+
+    @property
+    def dims(self) -> int:
+        """Length of all continuous latents of a datum, one after the other."""
+        return sum(prod(shape) for shape in self.continuous.values())
+
+    def parts(self, z: Tensor) -> dict[str, Tensor]:
+        """Cut the continuous latents ``(..., dims)`` into those of each site, ``(..., *event)``."""
+        sizes = [prod(shape) for shape in self.continuous.values()]
+        pieces = z.split(sizes, -1) if sizes else ()
+        shapes = zip(self.continuous.items(), pieces, strict=True)
+        return {name: piece.reshape(*z.shape[:-1], *shape) for (name, shape), piece in shapes}
+
+
+def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Tensor]]:
+    """Run a program on a few rows and find its latents.
+
+    Args:
+        model: Pyro program. Latents outside the plate "data" are global.
+        batch: data.
+
+    Returns:
+        `Structure`, and values of the global latents, drawn from their prior.
+
+    Raises:
+        ContractError: a site has no place in an exact posterior; the message names it.
+
+    Example:
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> found, points = structure_of(LinearGaussian(x_dim=6, z_dim=2), (torch.randn(4, 6),))
+        >>> found.continuous, found.discrete, points
+        ({'z': torch.Size([2])}, {}, {})
+    """
+    few = _rows(batch, ROWS)
+    with own_parameters(), torch.no_grad():
+        trace = poutine.trace(model).get_trace(*few)
+        fewer = poutine.trace(model).get_trace(*_rows(batch, max(len(few[0]) - 1, 1)))
+    sites = dict(contract.sample_sites(trace))
+    around = {name: site for name, site in sites.items() if not _is_local(site)}
+    for name, site in around.items():
+        _check_global(name, site, fewer.nodes.get(name))
+    local = {name: site for name, site in sites.items() if name not in around}
+    _check_local(local, len(few[0]))
+    latent = {name: site for name, site in local.items() if not site["is_observed"]}
+    discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
+    continuous = {name: site for name, site in latent.items() if name not in discrete}
+    points = {name: site["value"].detach() for name, site in around.items() if not site["is_observed"]}
+    like = next((site["value"].new_zeros(()) for site in continuous.values()), torch.zeros(()))
+    found = Structure(
+        model,
+        dict.fromkeys(discrete, 1),
+        {name: site["fn"].event_shape for name, site in continuous.items()},
+        {name: around[name]["fn"].support for name in points},
+        bool(around),
+        max(prod(site["fn"].event_shape) for site in local.values()),
+        like,
+    )
+    return _counted(found, few, points), points
+
+
+def _rows(batch: Batch, n: int) -> Batch:
+    return tuple(part[:n] for part in batch)
+
+
+def _is_local(site: Site) -> bool:
+    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
+
+
+def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
+    """What stands outside the plate "data" is no discrete latent and does not follow the data."""
+    fn = site["fn"]
+    if contract.is_factor(site) and not name.startswith(PENALTY):
+        return
+    if name.startswith(PENALTY):
+        raise ContractError(_penalty(name))
+    if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
+        raise ContractError(
+            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate 'data'; "
+            "put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+        )
+    if fn.support.is_discrete and not site["is_observed"]:
+        raise ContractError(
+            f"site '{name}' is a discrete global latent ({contract.kind(fn)}), which cannot be a point mass found by "
+            "ascent; run once for each of its values and compare, or move it into the plate 'data'"
+        )
+
+
+def _penalty(name: str) -> str:
+    return (
+        f"factor '{name}' is a training penalty, which is part of no likelihood; give it as log_prior, or train with "
+        "pv.fit"
+    )
+
+
+def _check_local(sites: Mapping[str, Site], rows: int) -> None:
+    for name, site in sites.items():
+        if name.startswith(PENALTY):
+            raise ContractError(_penalty(name))
+        contract.check_site(name, site, "model", rows)
+        if not contract.has_common_scale(site):
+            raise ContractError(
+                f"site '{name}' has a scale of its own (poutine.scale), which makes it no density; drop the scale"
+            )
+        if not site["is_observed"]:
+            _check_latent(name, site["fn"])
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+
+
+def _check_latent(name: str, fn: Any) -> None:
+    what = f"site '{name}' ({contract.kind(fn)}, event shape {tuple(fn.event_shape)})"
+    if fn.support.is_discrete and not fn.has_enumerate_support:
+        raise ContractError(
+            f"{what} gives no finite list of values, so that its posterior is no sum; give each element of a discrete "
+            "vector a site of its own, or train with pv.fit or pv.variational_em"
+        )
+    support = fn.support
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    kinds = (torch.distributions.constraints.real, torch.distributions.constraints.real_vector)
+    if not (fn.support.is_discrete or support in kinds):
+        raise ContractError(
+            f"{what} is continuous and not Gaussian, so that its posterior has no closed form here; make it Gaussian, "
+            "or train with pv.fit or pv.variational_em"
+        )
+
+
+def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Structure:
+    """Learn the numbers of values by enumerating, and that no discrete latent follows a continuous one."""
+    z = found.like.new_zeros(len(few[0]), found.dims).requires_grad_()
+    with torch.enable_grad():
+        sites = _sites(found, few, points, z)
+        for name in found.discrete:
+            density = sites[name]["fn"].log_prob(sites[name]["value"])
+            if density.requires_grad and torch.autograd.grad(density.sum(), z, allow_unused=True)[0] is not None:
+                raise ContractError(
+                    f"site '{name}': its probabilities depend on the continuous latents ({', '.join(found.continuous)}"
+                    "), which then are not Gaussian given the data; train with pv.fit or pv.variational_em"
+                )
+    counts = {name: _number_of_values(sites[name]) for name in found.discrete}
+    return replace(found, discrete=counts)
+
+
+def _number_of_values(site: Site) -> int:
+    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
+    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
+
+
+class _Marking(Messenger):
+    """Mark sites to be enumerated."""
+
+    def __init__(self, names: Mapping[str, int]):
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, message: dict[str, Any]) -> None:
+        if message["name"] in self.names:
+            message["infer"].setdefault("enumerate", "parallel")
+
+
+def _sites(
+    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None, check: bool = False
+) -> dict[str, Site]:
+    given = {**points, **(structure.parts(z) if structure.continuous else {})}
+    with own_parameters(), Enumerating(first_available_dim=-2), _Marking(structure.discrete):
+        trace = poutine.trace(poutine.condition(structure.model, data=given)).get_trace(*batch)
+    if check:
+        check_data_support(trace)
+    return dict(contract.sample_sites(trace))
+
+
+def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> None:
+    """Raise if data lie outside the support of their likelihood."""
+    z = structure.like.new_zeros(len(batch[0]), structure.dims)
+    with torch.no_grad():
+        _sites(structure, batch, points, z, check=True)
+
+
+def log_densities(
+    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the log density of each site of each datum, broadcastable to ``(..., *values, B)``, in nats.
+
+    Args:
+        structure: of the program.
+        batch: tensors.
+        points: values of the global latents.
+        z: values of the continuous latents, ``(..., *values, B, dims)``.
+    """
+    with _unvalidated():
+        sites = _sites(structure, batch, points, z)
+        return {name: _log_density(site) for name, site in sites.items() if _is_local(site)}
+
+
+def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:
+    """Return ``log p(x, y, z)`` of each datum, ``(..., *values, B)``, in nats; arguments as for `log_densities`."""
+    total = sum(log_densities(structure, batch, points, z).values())
+    return total.expand(torch.broadcast_shapes(total.shape, (*structure.values, len(batch[0]))))
+
+
+def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Tensor:
+    """Return the log density of all global latents (and factors outside the plate), ``()``, in nats."""
+    one = _rows(batch, 1)
+    with _unvalidated():
+        sites = _sites(structure, one, points, structure.like.new_zeros(1, structure.dims))
+        around = [site for site in sites.values() if not _is_local(site)]
+        terms = [_log_density(site, site["scale"]).sum() for site in around]
+    return sum(terms, start=structure.like.new_zeros(()))
+
+
+def _log_density(site: Site, scale: float = 1.0) -> Tensor:
+    return scale_and_mask(log_density(site["fn"], site["value"]), scale, site["mask"])
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Leave out Pyro's checks of every value and parameter, which cost more than the densities."""
+    with pyro.validation_enabled(False):
+        yield

@@ -1,0 +1,262 @@
+"""Coordinate ascent on the factors of a mean-field posterior.
+
+The optimal factor given the others is ``q_j(v) ~ exp E[log p]``. For a conjugate program ``E log p`` is linear in
+the statistics of v, so its natural parameters are a gradient::
+
+    eta_j = d E[log p(x, z)] / d E[t(z_j)]
+
+and autograd finds it, whatever the program computes. Nothing is derived by hand for a model.
+
+Reference: D. Blei, A. Kucukelbir, J. McAuliffe, "Variational Inference: A Review for Statisticians", JASA 2017,
+https://arxiv.org/abs/1601.00670; updates as gradients in expected statistics as in M. E. Khan, W. Lin,
+"Conjugate-Computation Variational Inference", AISTATS 2017, https://arxiv.org/abs/1703.04265, and M. Hoffman,
+M. Johnson, D. Tran, "Autoconj", NeurIPS 2018, https://arxiv.org/abs/1811.11926; minibatches as in M. Hoffman,
+D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, https://jmlr.org/papers/v14/hoffman13a.html.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae import contract
+from ppl_vae.batches import Batch
+from ppl_vae.contract import ContractError
+from ppl_vae.expectations import Expectations
+from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, run
+from ppl_vae.factors import Factor, Values
+from ppl_vae.families import Dirichlet, Natural, Wishart, symmetric
+from ppl_vae.programs import Program
+
+__all__ = ["Factorised"]
+
+# How far two gradients of a linear function may differ, in parts of the larger.
+LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
+
+
+class Factorised:
+    """A mean-field posterior over the latents of a program, and its coordinate updates on one batch.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        joint: pairs of a mean and its precision that share a factor; None finds them.
+        point: factors, by a site's name, that are a point mass at the mode of the optimal factor.
+        scale: N / B, how many data each datum of the batch stands for.
+    """
+
+    def __init__(
+        self, model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
+    ):
+        self.model, self.batch, self.scale = model, batch, scale
+        self.joint, self.point_sites = joint, tuple(point)
+        self.structure: Factorisation = factorisation_of(model, batch, joint)
+        self.point = self._named(point)
+        self.eta: dict[str, Natural] = {}
+        self.expected = Expectations(model, batch, self.structure)
+        self._checked: set[str] = set()
+        self.begin()
+
+    @property
+    def factors(self) -> Mapping[str, Factor]:
+        """The factors of continuous latents, by name."""
+        return self.structure.factors
+
+    def _named(self, point: Collection[str]) -> frozenset[str]:
+        owner = {site: name for name, factor in self.factors.items() for site in factor.sites}
+        for site in point:
+            if site not in owner:
+                raise ContractError(
+                    f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
+                )
+        return frozenset(owner[site] for site in point)
+
+    def begin(self) -> None:
+        """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
+        sites = run(self.model, self.batch, {}, self.structure.first_dim)
+        for name, factor in self.factors.items():
+            self.set(name, factor.beginning({site: sites[site] for site in factor.sites}))
+        for site, dim in self.structure.discrete.items():
+            values = sites[site]["value"].shape[dim]
+            shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
+            self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
+
+    def _like(self) -> Tensor:
+        etas = [eta[0] for eta in self.eta.values()]
+        return etas[0] if etas else torch.zeros((), dtype=torch.get_default_dtype())
+
+    @torch.no_grad()
+    def set(self, name: str, eta: Natural) -> None:
+        """Give a factor its natural parameters.
+
+        Raises:
+            ContractError: they belong to no distribution of the family.
+        """
+        factor = self.factors[name]
+        if not bool(factor.family.valid(eta).all()):
+            wrong = (~factor.family.valid(eta)).nonzero().tolist()[:3]
+            raise ContractError(
+                f"site '{factor.name}': its optimal factor has no finite mass (elements {wrong}); the data may be "
+                "constant, or the prior improper: give it a proper prior"
+            )
+        self.eta[name] = eta
+        if name in self.point:
+            self.expected.points[name] = factor.mode(eta)
+            self.expected.means.pop(name, None)
+            if (mean := at_point(factor, factor.family.mode(eta))) is not None:
+                self.expected.means[name] = mean
+        else:
+            mean = factor.family.mean(eta)
+            self.expected.means[name], self.expected.points[name] = mean, factor.points(mean)
+
+    @torch.no_grad()
+    def update_discrete(self, site: str) -> None:
+        """Give a discrete latent its optimal probabilities, given the other factors."""
+        dim = self.structure.discrete[site]
+        readers = list(self.structure.in_data)
+        runs = self.expected.runs(readers)
+        tables = (self.expected.table(name, runs) for name in readers)
+        reading = (table for table in tables if table.dim() >= -dim and table.shape[dim] > 1)
+        logits = sum(self.expected.contracted(table, besides=site) for table in reading)
+        self.expected.weigh_discrete(site, logits.softmax(dim))
+
+    def update(self, name: str, rate: float = 1.0) -> None:
+        """Move a factor to its optimum given the others, or a share of the way in natural parameters."""
+        optimal = self.optimal(name)
+        if rate < 1:
+            optimal = tuple((1 - rate) * old + rate * new for old, new in zip(self.eta[name], optimal, strict=True))
+        self.set(name, optimal)
+
+    def optimal(self, name: str) -> Natural:
+        """Return the natural parameters of the best factor, given the others.
+
+        Raises:
+            ContractError: the program is not conjugate in it.
+        """
+        found = self._gradient(name, 0)
+        if name not in self._checked:
+            other = self._gradient(name, 1)
+            if any(not alike(a, b) for a, b in zip(found, other, strict=True)):
+                family = contract.kind(next(iter(self.factors[name].distributions(self.eta[name]).values())))
+                raise ContractError(
+                    f"site '{name}': the log density is not linear in the statistics of its factor ({family}) given "
+                    "the others, since its gradient depends on where it is taken, so that the factor has no closed "
+                    "form; write the model with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI)"
+                )
+            self._checked.add(name)
+        return found
+
+    def _gradient(self, name: str, reference: int) -> Natural:
+        """Return the gradient of the expected log joint in a factor's expected statistics, at a harmless place."""
+        factor = self.factors[name]
+        with torch.enable_grad():
+            mean = tuple(
+                m.detach().clone().requires_grad_() for m in factor.family.mean(factor.family.reference(reference))
+            )
+            moved = Expectations(
+                self.model,
+                self.batch,
+                self.structure,
+                self.expected.points | {name: factor.points(mean)},
+                self.expected.means | {name: mean},
+                self.expected.weights,
+                self.expected._moments,
+            )
+            total = self._total(moved, self.structure.readers(name), 1.0 if factor.local else self.scale)
+            slopes = torch.autograd.grad(total, mean, allow_unused=True, materialize_grads=True)
+        # Of families with a matrix among their statistics, it is the second.
+        return tuple(symmetric(slope) if i == 1 else slope for i, slope in enumerate(slopes))
+
+    def _total(self, expected: Expectations, sites: Collection[str], scale: float) -> Tensor:
+        runs = expected.runs(sites)
+        return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
+
+    def update_local(self, sweeps: int = 1) -> None:
+        """Bring the factors of each datum to their optimum, given the global ones and each other."""
+        continuous = [name for name, factor in self.factors.items() if factor.local]
+        # A single one needs no second sweep.
+        for _ in range(sweeps if len(continuous) + len(self.structure.discrete) > 1 else 1):
+            for site in self.structure.discrete:
+                self.update_discrete(site)
+            for name in continuous:
+                self.update(name)
+
+    def update_global(self, rate: float = 1.0) -> None:
+        """Bring the factors that all data share to their optimum, or a share of the way, one after the other."""
+        for name, factor in self.factors.items():
+            if not factor.local:
+                self.update(name, rate)
+
+    def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
+        """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
+        other = Factorised(self.model, batch, self.joint, self.point_sites, scale)
+        other._checked = self._checked
+        for name, factor in self.factors.items():
+            if not factor.local:
+                other.set(name, self.eta[name])
+        return other
+
+    def load(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> None:
+        """Take up natural parameters, and probabilities of discrete latents."""
+        for name, parameters in eta.items():
+            self.set(name, parameters)
+        for site, probabilities in weights.items():
+            self.expected.weigh_discrete(site, probabilities)
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return the probabilities of each discrete latent, ``(N, C)``."""
+        weights = self.expected.weights
+        return {site: weights[site].movedim(dim, 0).flatten(1).mT for site, dim in self.structure.discrete.items()}
+
+    def distributions(self) -> dict[str, Any]:
+        """Return the marginal distribution of each continuous latent; `Delta` of a point mass."""
+        found = {}
+        for name, factor in self.factors.items():
+            found |= factor.distributions(self.eta[name])
+            if name in self.point:
+                modes = factor.mode(self.eta[name])
+                found |= {site: dist.Delta(v[0], event_dim=len(found[site].event_shape)) for site, v in modes.items()}
+        return found
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether any global latent has more than one value."""
+        return any(not factor.local and name not in self.point for name, factor in self.factors.items())
+
+    def sample(self, n: int) -> Values:
+        """Draw the continuous latents, ``(n, ...)``."""
+        found = {}
+        for name, factor in self.factors.items():
+            if name in self.point:
+                found |= {site: mode.expand(n, *mode.shape[1:]) for site, mode in factor.mode(self.eta[name]).items()}
+            else:
+                found |= factor.sample(self.eta[name], n)
+        return found
+
+    @torch.no_grad()
+    def elbo(self) -> Tensor:
+        """Return the evidence lower bound of all data, in nats; the entropy of point masses is left out."""
+        value = self._total(self.expected, list(self.structure.reads), self.scale)
+        for name, factor in self.factors.items():
+            if name not in self.point:
+                value = value + factor.family.entropy(self.eta[name]).sum() * (self.scale if factor.local else 1.0)
+        for weights in self.expected.weights.values():
+            value = value + torch.special.entr(weights).sum() * self.scale
+        return value
+
+
+def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
+    """Return the statistics of a value, where `Expectations` asks for them."""
+    if isinstance(factor.family, Dirichlet):
+        return (values[0].log(),)
+    if isinstance(factor.family, Wishart):
+        return values[0].logdet(), values[0]
+    return None
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two gradients agree, as those of a linear function do."""
+    size = torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1.0)
+    return bool((a - b).abs().max() <= LINEAR.get(a.dtype, 1e-2) * size)

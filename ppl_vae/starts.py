@@ -1,0 +1,137 @@
+"""Where iterations start: responsibilities of components for the data.
+
+A start is a function ``(x, components, seed)`` that returns responsibilities ``(N, C)``, whose rows sum to one, or None
+where the parameters are the start as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_they_are", "kmeans", "random", "responsibilities"]
+
+Start = Callable[[Tensor, int, int], Tensor | None]
+
+
+def kmeans(x: Tensor, components: int, seed: int = 0) -> Tensor:
+    """Give each datum to its cluster by k-means, as scikit-learn's mixtures do by default.
+
+    Args:
+        x: data ``(N, ...)``; what is right of the first axis is one vector.
+        components: C.
+        seed: of the first centres.
+
+    Returns:
+        Zeros and ones, ``(N, C)``.
+
+    Raises:
+        ValueError: x has fewer than C rows, or fewer than C that differ.
+
+    Reference: D. Arthur, S. Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007,
+    https://dl.acm.org/doi/10.5555/1283383.1283494.
+
+    Example:
+        >>> pv.starts.kmeans(torch.tensor([[0.0], [0.1], [5.0]]), components=2).sum(0).sort().values
+        tensor([1., 2.])
+    """
+    from sklearn.cluster import KMeans
+
+    rows = x.detach().reshape(len(x), -1).cpu().double()
+    _check_distinct(len(rows), components)
+    if len(rows) <= 2 * components:  # where duplicates leave a cluster empty, scikit-learn only warns
+        _check_distinct(len(rows.unique(dim=0)), components)
+    labels = torch.as_tensor(KMeans(components, n_init=1, random_state=seed).fit(rows.numpy()).labels_).long()
+    one_hot = torch.nn.functional.one_hot(labels, components)
+    if not one_hot.any(0).all():
+        _check_distinct(len(rows.unique(dim=0)), components)
+    return one_hot.to(x.device, _floating(x))
+
+
+def random(x: Tensor, components: int, seed: int = 0) -> Tensor:
+    """Draw responsibilities at random, uniform ones divided by their sum, as scikit-learn's "random" does.
+
+    Args:
+        x: data ``(N, ...)``, of which only the number counts.
+        components: C.
+        seed: of the draws.
+
+    Returns:
+        Responsibilities ``(N, C)``.
+
+    Example:
+        >>> pv.starts.random(torch.zeros(4, 2), components=3).sum(1)
+        tensor([1., 1., 1., 1.])
+    """
+    from sklearn.utils import check_random_state
+
+    drawn = torch.as_tensor(check_random_state(seed).uniform(size=(len(x), components)))
+    return (drawn / drawn.sum(1, keepdim=True)).to(x.device, _floating(x))
+
+
+def as_they_are(x: Tensor, components: int, seed: int = 0) -> None:
+    """Start from the parameters as they are.
+
+    Args:
+        x: data.
+        components: C.
+        seed: as of any start.
+
+    Example:
+        >>> pv.starts.as_they_are(torch.zeros(4, 2), components=3) is None
+        True
+    """
+
+
+def responsibilities(start: Any, x: Tensor, components: int, seed: int) -> Tensor | None:
+    """Return the responsibilities that a start gives, or None where parameters are the start as they are.
+
+    Args:
+        start: responsibilities ``(N, C)``, or a function of this module, or one like them.
+        x: data ``(N, ...)``.
+        components: C.
+        seed: for the function.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the responsibilities have another shape, or a row of them is no distribution.
+
+    Example:
+        >>> responsibilities(torch.ones(4, 3) / 3, torch.zeros(4, 2), components=3, seed=0).shape
+        torch.Size([4, 3])
+    """
+    found = start(x, components, seed) if callable(start) else start
+    if found is None and callable(start):
+        return None
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"start: expected responsibilities (N, C), or a function to them such as pv.starts.kmeans, found {found!r}"
+        )
+    if found.shape != (len(x), components):
+        raise ValueError(
+            f"start: expected responsibilities of shape {(len(x), components)} (data, components), found "
+            f"{tuple(found.shape)}"
+        )
+    found = found.detach().to(x.device, _floating(x))
+    # One rounding error for each component.
+    sums = (found.sum(1) - 1).abs() <= 8 * components * torch.finfo(found.dtype).eps
+    wrong = ~(sums & (found >= 0).all(1))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"start: row {row} is no distribution over components: {found[row].tolist()}; divide by its sum"
+        )
+    return found
+
+
+def _floating(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def _check_distinct(rows: int, components: int) -> None:
+    if rows < components:
+        raise ValueError(
+            f"x: it has {rows} distinct row{'s' * (rows != 1)}, which cannot be cut into {components} components; take "
+            "fewer components, or more data"
+        )
