@@ -5,7 +5,7 @@ in its data set, ``(B,)`` whole numbers; one that does not is called without the
 """
 
 import inspect
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ INDEX = "index"
 def alike(model: Program, guide: Program) -> tuple[Program, Program]:
     """Return both programs with the same arguments: one that does not name ``index`` is called without it.
 
-    A program that takes any number of arguments (``*batch``) gets all of them.
+    A program that takes any number of arguments (``*batch``), or does not show which it takes, gets all of them.
 
     Example:
         >>> model, guide = alike(lambda x: x, lambda x, index: x[index])
@@ -96,18 +96,24 @@ def signature_of(program: Program) -> inspect.Signature:
 
 def _place(program: Program | None) -> int | None:
     """Return where among its arguments a program has ``index``."""
-    if not callable(program) or inspect.isclass(program):
-        return None  # which others explain
-    names = [*signature_of(program).parameters]
+    names = [*_parameters(program)]
     return names.index(INDEX) if INDEX in names else None
+
+
+def _parameters(program: Program | None) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments of a program; none where it does not show them (inside a handler), or is no program."""
+    if not callable(program) or inspect.isclass(program):
+        return {}
+    try:
+        return signature_of(program).parameters
+    except ValueError:
+        return {}
 
 
 def _without(program: Program, place: int) -> Program:
     """Return a program that takes ``index`` at its place and passes it on to nobody."""
-    if inspect.isclass(program) or not callable(program):
-        return program  # which others explain
-    before = [*signature_of(program).parameters.values()]
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in before):
+    before = [*_parameters(program).values()]
+    if not before or any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in before):
         return program
 
     def run(*batch: Tensor) -> Any:
