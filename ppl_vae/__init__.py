@@ -8,6 +8,7 @@ from ppl_vae import covariances, data, nets, objectives, quality, starts
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
+from ppl_vae.cavi_steps import cavi_step
 from ppl_vae.checking import check
 from ppl_vae.codes import perplexity
 from ppl_vae.comparing import compare
@@ -48,6 +49,7 @@ __all__ = [
     "ais",
     "bdmc",
     "cavi",
+    "cavi_step",
     "check",
     "compare",
     "covariances",

@@ -5,17 +5,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ascend", "gradients_of"]
+__all__ = ["STEPS", "ascend", "gradients_of"]
 
 Function = Callable[[], tuple[Tensor, Sequence[Tensor]]]
 
+# Few: what a step of expectation maximisation gains beyond them, the next one gains as well.
+STEPS = 5
 # Halvings of a plain gradient step before a place is taken for a maximum.
 HALVINGS = 40
 # Changes that are rounding for a function in nats per datum.
 ROUNDING = 1e-15
 
 
-def ascend(function: Function, tensors: Sequence[Tensor], steps: int = 20) -> bool:
+def ascend(function: Function, tensors: Sequence[Tensor], steps: int = STEPS) -> bool:
     """Move tensors to where a function of them is larger; where no such place is found, leave them as they are.
 
     L-BFGS with a line search to the strong Wolfe conditions. Where it finds nothing, a step along the gradient, halved

@@ -120,7 +120,7 @@ def scatter_matrices(x: Tensor, responsibilities: Tensor) -> Tensor:
 
         S_k = sum_n r_nk (x_n - m_k) (x_n - m_k)'
 
-    For few dimensions they are one matrix product for all components: the products of two
+    For few dimensions one matrix product gives those of all components: the products of two
     coordinates, about the mean of all data, are features of a datum.
 
     Args:
@@ -137,7 +137,7 @@ def scatter_matrices(x: Tensor, responsibilities: Tensor) -> Tensor:
                  [4., 2.]]])
     """
     d = x.shape[1]
-    if d > WIDE:
+    if d > WIDE or responsibilities.shape[1] == 1:
         _, mean = moments(x, responsibilities)
         return torch.stack([_about(x, responsibilities[:, k : k + 1], mean[k]) for k in range(len(mean))])
     packed = _scatter(_products, d * (d + 1) // 2, x, responsibilities)

@@ -150,15 +150,12 @@ def _normalised(structure: Structure, log_p: Tensor, table: Tensor, start: int) 
 def _refuse(structure: Structure, log_p: Tensor, log_px: Tensor, start: int) -> None:
     """Say which datum has no probability, and given what."""
     row = int((~log_px.isfinite()).nonzero()[0])
-    whole = tuple(reversed(structure.values)) or (1,)
-    nans = log_p[:, row].reshape(structure.values or (1,)).permute(*reversed(range(len(whole)))).isnan().nonzero()
-    given = (
-        ", ".join(f"{name} = {int(i)}" for name, i in zip(structure.discrete, nans[0], strict=True))
-        if len(nans)
-        else ""
-    )
+    table = log_p[:, row].reshape(structure.values)
+    wrong = table.isnan().nonzero()
+    given = zip(structure.discrete, reversed(wrong[0].tolist()), strict=True) if len(wrong) else ()
+    named = ", ".join(f"{name} = {value}" for name, value in given)
     raise FloatingPointError(
-        f"x: log p(x) of row {start + row} is {float(log_px[row])}{given and ' given ' + given}; either the datum is "
+        f"x: log p(x) of row {start + row} is {float(log_px[row])}{named and ' given ' + named}; either the datum is "
         "impossible under the model, or a scale has shrunk to zero (fewer components, a floor under scales, or a prior "
         "prevent that)"
     )
@@ -242,14 +239,17 @@ def _not_quadratic(structure: Structure, batch: Batch, points: Points) -> str:
         along = (slope * other).sum(-1)
         rise = along.detach() + (_derivative(along, z) * other).sum(-1) / 2
         if not _agree(there[name] + torch.zeros_like(rise), value + rise, value.abs() + rise.abs() + there[name].abs()):
+            coarse = (
+                "; rounding may look so: compute in float64, model.double()" if value.dtype != torch.float64 else ""
+            )
             return (
                 f"site '{name}': its log density is not quadratic in {latents}, which then are not Gaussian given the "
                 "data; make locations linear in the latents and scales free of them, or train with pv.fit or "
-                "pv.variational_em"
+                f"pv.variational_em{coarse}"
             )
     return (
         f"site {latents}: the joint density is quadratic, but does not fall in every direction, so that there is no "
-        "posterior; give each continuous latent a Gaussian prior"
+        "posterior; give each continuous latent a Gaussian prior (or compute in float64, if scales are far apart)"
     )
 
 
@@ -285,6 +285,16 @@ def expected_log_joint(structure: Structure, batch: Batch, found: Posterior, poi
 
     Reference: S. Julier, J. Uhlmann, "Unscented Filtering and Nonlinear Estimation", Proceedings of the IEEE 2004,
     https://doi.org/10.1109/JPROC.2003.823141.
+
+    Example:
+        >>> from ppl_vae.latent_structure import structure_of
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> model, x = LinearGaussian(x_dim=6, z_dim=2).double(), torch.randn(4, 6).double()
+        >>> found, points = structure_of(model, (x,))
+        >>> q = posterior(found, (x,), points)
+        >>> expected = sum(expected_log_joint(found, (x,), q, points))
+        >>> torch.allclose(expected + q.continuous["z"].entropy().sum(), q.log_px.sum())  # the bound is tight
+        True
     """
     for rows, few in chunks(structure, batch, max(1, 2 * structure.dims)):
         z = None if found.loc is None else _sigma_points(found, rows)

@@ -173,6 +173,7 @@ class Ascent:
         given = starts.responsibilities(self.start, x, weights.shape[dim], seed)
         if given is not None:
             self.factorised.expected.weigh_discrete(site, given.mT.to(weights).reshape(weights.shape))
+            self.factorised.update_continuous()
             self.factorised.update_global()
 
     def update(self) -> Mapping[str, float]:

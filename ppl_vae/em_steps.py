@@ -36,29 +36,26 @@ class EMStep:
         check_finite(batch)
         self._take(batch)
         before = self._em.state()
+        algorithm, self._em = self._em, None  # so that after an error a step looks at its data anew
         try:
             with forked_random_state(self.seed):
-                values = self._began() if self._begun else self._em.begin(self.seed)
-                self._em.maximise()
+                values = _conditioned(algorithm) if self._begun else algorithm.begin(self.seed)
+                algorithm.maximise()
         except BaseException:
-            self._em.load(before)
+            algorithm.load(before)
             raise
-        self._begun, self._points = True, self._em.points
+        self._em, self._begun, self._points = algorithm, True, algorithm.points
         prior = values.get("log_posterior", values["log_likelihood"]) - values["log_likelihood"]
         penalties = {"log_prior": torch.tensor(prior, dtype=torch.float64)} if "log_posterior" in values else {}
         return Info(torch.tensor(values["log_likelihood"], dtype=torch.float64), penalties)
-
-    def _began(self) -> Mapping[str, float]:
-        self._em.expect()
-        return self._em.values()
 
     def _take(self, batch: Batch) -> None:
         """Look at the data, which are the same each time but for the order of their rows."""
         if self._em is None:
             with forked_random_state(self.seed):
-                self._em = ExactEM(self.model, batch, self.start, self.log_prior)
-            self._em.check_start(restarts=1)
-            self.programs = self._em.programs
+                algorithm = ExactEM(self.model, batch, self.start, self.log_prior)
+            algorithm.check_start(restarts=1)
+            self._em, self.programs = algorithm, algorithm.programs
             self._em.points = self._points or self._em.points
             return
         if not _same(batch, self._em.batch):
@@ -88,6 +85,11 @@ class EMStep:
         self._points, self._begun = dict(state["points"]), state["begun"]
         if self._em is not None:
             self._em.points = self._points or self._em.points
+
+
+def _conditioned(algorithm: ExactEM) -> Mapping[str, float]:
+    algorithm.expect()
+    return algorithm.values()
 
 
 def _same(batch: Batch, other: Batch) -> bool:

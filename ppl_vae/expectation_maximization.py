@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae import starts
+from ppl_vae.ascent import STEPS
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.conditioning import Posterior, posterior
@@ -27,6 +28,9 @@ from ppl_vae.programs import (
 )
 
 __all__ = ["em"]
+
+# Of L-BFGS, where parameters first meet responsibilities, from which they may be far.
+FIRST_STEPS = 100
 
 LogPrior = Callable[[], Tensor]
 State = tuple[dict[str, Tensor], dict[str, Tensor], Posterior | None]
@@ -118,6 +122,7 @@ class ExactEM:
         self.model, self.log_prior = model, log_prior
         self.programs = Programs(model, model).run_once(model, model, tuple(part[:2] for part in batch))
         self.batch = self.programs.on_device(batch)
+        _check_types(self.programs, self.batch)
         with self._evaluating():
             self.structure, self.points = structure_of(model, self.batch)
             check_data(self.structure, self.batch, self.points)
@@ -155,7 +160,7 @@ class ExactEM:
             given = starts.responsibilities(self.start, self.batch[0], components, seed)
             if given is not None:
                 self._take(given)
-                self.maximise()
+                self.maximise(FIRST_STEPS)
         self.expect()
         return self.values()
 
@@ -178,7 +183,7 @@ class ExactEM:
         with self._evaluating():
             self.posterior = posterior(self.structure, self.batch, self.points)
 
-    def maximise(self) -> None:
+    def maximise(self, steps: int = STEPS) -> None:
         """Move the parameters given the posterior: the M-step."""
         if self.own_m_step is not None:
             with naming_components():  # a method may set buffers, which evaluating would put back
@@ -186,7 +191,7 @@ class ExactEM:
             return
         with self._evaluating():
             parameters = [*self.programs.parameters().values()]
-            self.points = by_ascent(self.posterior, self.batch, self.points, parameters, self.log_prior)
+            self.points = by_ascent(self.posterior, self.batch, self.points, parameters, self.log_prior, steps)
 
     def values(self) -> dict[str, float]:
         """Return what the history keeps, nats per datum."""
@@ -264,3 +269,18 @@ class ExactEM:
                 "density (a floor under its covariances does that, too)"
             )
         return (*found, *nearly_empty(self.posterior.discrete))
+
+
+def _check_types(programs: Programs, batch: Batch) -> None:
+    """Raise if data and parameters are floating numbers of different types."""
+    held = {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
+    given = {part.dtype for part in batch if part.is_floating_point()}
+    if held and given and not held & given:
+        raise ValueError(
+            f"x: it is in {_named(given)}, the model's parameters are in {_named(held)}; give both one type, "
+            "model.double() and x.double() to compute in float64"
+        )
+
+
+def _named(types: set[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))

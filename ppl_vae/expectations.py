@@ -107,10 +107,13 @@ class Expectations:
                 x = self._numbers(name, coefficients)
                 self._moments[name] = form.moments(x, self._joint_weights(batch, x))
             return form.total(self._moments[name], coefficients)
-        table = self.table(name, runs)
-        if name in self.structure.in_data:  # it may be given once for all data
-            table = table.expand(*table.shape[:-1], len(self.batch[0]))
-        return self.contracted(table).sum()
+        return (self.log_densities(name, runs) if name in self.structure.in_data else self.table(name, runs)).sum()
+
+    def log_densities(self, name: str, runs: Runs) -> Tensor:
+        """Return the expected log density of a site for each datum, ``(N,)``, discrete latents summed out."""
+        table, rows = self.table(name, runs), len(self.batch[0])
+        # It may be given once for all data.
+        return self.contracted(table.expand(*table.shape[:-1], rows)).reshape(-1, rows).sum(0)
 
     def _numbers(self, name: str, coefficients: Coefficients) -> Tensor:
         """Return observed values in the type of the densities."""

@@ -95,10 +95,9 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     sites = run(model, batch, {}, first_dim)
     for name, site in sites.items():
         _check(name, site)
-    latents = {name: site for name, site in sites.items() if not site["is_observed"]}
-    discrete = {n: site["infer"]["_enumerate_dim"] for n, site in latents.items() if enumerated(site)}
-    continuous = {name: site for name, site in latents.items() if name not in discrete}
-    read = _reads(model, tuple(part[:SURVEYED] for part in batch), list(continuous), first_dim)
+    discrete = {name: site["infer"]["_enumerate_dim"] for name, site in sites.items() if enumerated(site)}
+    continuous = drawn(model, batch)
+    read = _reads(model, tuple(part[:SURVEYED] for part in batch), first_dim)
     pairs = _pairs(continuous, read) if joint is None else [tuple(pair) for pair in joint]
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
@@ -109,10 +108,20 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
         observed={name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)},
-        once=_once(model, batch, sites, first_dim),
+        once=_once(model, batch, continuous, first_dim),
         groups=_groups(owner.values(), reads.values()),
         first_dim=first_dim,
     )
+
+
+def drawn(model: Program, batch: Batch) -> dict[str, Site]:
+    """Run a program as it is, and return its continuous latents.
+
+    One that follows a discrete latent has one value for each datum then, as its factor does.
+    """
+    with own_parameters(), pyro.validation_enabled(False):
+        found = contract.latents(poutine.trace(model).get_trace(*batch))
+    return {name: site for name, site in found.items() if not site["fn"].support.is_discrete}
 
 
 def enumerated(site: Site) -> bool:
@@ -145,10 +154,9 @@ def _check(name: str, site: Site) -> None:
         raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
 
 
-def _reads(model: Program, batch: Batch, latents: Iterable[str], first_dim: int) -> dict[str, set[str]]:
+def _reads(model: Program, batch: Batch, first_dim: int) -> dict[str, set[str]]:
     """Return the latents that each site's log density depends on, itself included, by following gradients."""
-    drawn = run(model, batch, {}, first_dim)
-    values = {name: drawn[name]["value"].detach().clone().requires_grad_() for name in latents}
+    values = {name: site["value"].detach().clone().requires_grad_() for name, site in drawn(model, batch).items()}
     with torch.enable_grad():
         sites = run(model, batch, values, first_dim)
         found = {}
@@ -165,12 +173,13 @@ def _reached(density: Tensor, values: Values) -> set[str]:
     return {name for name, slope in zip(values, slopes, strict=True) if slope is not None}
 
 
-def _once(model: Program, batch: Batch, sites: Mapping[str, Site], first_dim: int) -> frozenset[str]:
+def _once(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: int) -> frozenset[str]:
     """Return the sites that look the same when the program runs on one datum: priors, components, classes."""
-    values = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or enumerated(s))}
-    values = {n: value[:1] if in_data(sites[n]) else value for n, value in values.items()}
+    values = {name: site["value"] for name, site in latents.items()}
+    whole = run(model, batch, values, first_dim)
+    values = {name: value[:1] if in_data(latents[name]) else value for name, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
-    return frozenset(name for name, site in sites.items() if _alike(site, alone[name]))
+    return frozenset(name for name, site in whole.items() if _alike(site, alone[name]))
 
 
 def _alike(site: Site, alone: Site) -> bool:

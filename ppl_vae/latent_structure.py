@@ -133,8 +133,8 @@ def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
         raise ContractError(_penalty(name))
     if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
         raise ContractError(
-            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate 'data'; "
-            "put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate "
+            "'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
         )
     if fn.support.is_discrete and not site["is_observed"]:
         raise ContractError(
@@ -251,7 +251,15 @@ def log_densities(
 
 
 def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:
-    """Return ``log p(x, y, z)`` of each datum, ``(..., *values, B)``, in nats; arguments as for `log_densities`."""
+    """Return ``log p(x, y, z)`` of each datum, ``(..., *values, B)``, in nats; arguments as for `log_densities`.
+
+    Example:
+        >>> from ppl_vae.models.linear_gaussian import LinearGaussian
+        >>> x = torch.randn(4, 6)
+        >>> found, points = structure_of(LinearGaussian(x_dim=6, z_dim=2), (x,))
+        >>> log_joint(found, (x,), points, torch.zeros(4, 2)).shape
+        torch.Size([4])
+    """
     total = sum(log_densities(structure, batch, points, z).values())
     return total.expand(torch.broadcast_shapes(total.shape, (*structure.values, len(batch[0]))))
 

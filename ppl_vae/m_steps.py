@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import transform_to
 
-from ppl_vae.ascent import ascend, gradients_of
+from ppl_vae.ascent import STEPS, ascend, gradients_of
 from ppl_vae.batches import Batch
 from ppl_vae.conditioning import Points, Posterior, expected_log_joint
 from ppl_vae.contract import ContractError
@@ -62,10 +62,11 @@ def by_ascent(
     points: Points,
     parameters: Sequence[Tensor],
     extra: Callable[[], Tensor] | None = None,
+    steps: int = STEPS,
 ) -> dict[str, Tensor]:
     """Move parameters and global latents to where the expected log joint density is larger, or not at all.
 
-    It rises in the values of the global latents themselves; the bijection that keeps them in their support only leads
+    It rises in the values of the global latents themselves; the map that keeps them in their support only leads
     the way, so that its Jacobian has no part.
 
     Args:
@@ -74,6 +75,7 @@ def by_ascent(
         points: values of the global latents.
         parameters: leaves, changed in place.
         extra: further log density of the parameters.
+        steps: of L-BFGS.
 
     Returns:
         New values of the global latents.
@@ -82,7 +84,7 @@ def by_ascent(
         ContractError: there is nothing to move.
     """
     structure = found.structure
-    maps = {name: biject_to(support) for name, support in structure.supports.items()}
+    maps = {name: transform_to(support) for name, support in structure.supports.items()}
     free = [maps[name].inv(value).detach().requires_grad_() for name, value in points.items()]
     leaves = [*parameters, *free]
     if not leaves:
@@ -105,7 +107,7 @@ def by_ascent(
         return total, [*own, *(torch.autograd.grad([*values.values()], free, rest) if free else ())]
 
     with torch.enable_grad():
-        ascend(function, leaves)
+        ascend(function, leaves, steps)
     return {name: value.detach() for name, value in mapped().items()}
 
 

@@ -25,7 +25,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
-from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, run
+from ppl_vae.factorisation import Factorisation, Joint, drawn, factorisation_of, run
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart, symmetric
 from ppl_vae.programs import Program
@@ -75,9 +75,10 @@ class Factorised:
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
-        sites = run(self.model, self.batch, {}, self.structure.first_dim)
+        priors = drawn(self.model, self.batch)
         for name, factor in self.factors.items():
-            self.set(name, factor.beginning({site: sites[site] for site in factor.sites}))
+            self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
+        sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for site, dim in self.structure.discrete.items():
             values = sites[site]["value"].shape[dim]
             shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
@@ -175,12 +176,16 @@ class Factorised:
 
     def update_local(self, sweeps: int = 1) -> None:
         """Bring the factors of each datum to their optimum, given the global ones and each other."""
-        continuous = [name for name, factor in self.factors.items() if factor.local]
-        # A single one needs no second sweep.
-        for _ in range(sweeps if len(continuous) + len(self.structure.discrete) > 1 else 1):
+        several = len(self.structure.discrete) + sum(factor.local for factor in self.factors.values()) > 1
+        for _ in range(sweeps if several else 1):
             for site in self.structure.discrete:
                 self.update_discrete(site)
-            for name in continuous:
+            self.update_continuous()
+
+    def update_continuous(self) -> None:
+        """Bring the factors of each datum's continuous latents to their optimum, one after the other."""
+        for name, factor in self.factors.items():
+            if factor.local:
                 self.update(name)
 
     def update_global(self, rate: float = 1.0) -> None:

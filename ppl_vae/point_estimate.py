@@ -136,6 +136,21 @@ class PointEstimate(Clusters):
 
         Raises:
             ValueError: the model does not have exactly one discrete latent for each datum.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> class Sides(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.loc = torch.nn.Parameter(torch.tensor([-1.0, 1.0]))
+            ...
+            ...     def forward(self, x):
+            ...         with pyro.plate("data", x.shape[0], dim=-1):
+            ...             y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+            ...             pyro.sample("x", dist.Normal(self.loc[y], 1.0), obs=x)
+            >>> found = pv.em(Sides(), torch.tensor([-3.0, -2.9, 3.0, 3.1]))
+            >>> found.predict(torch.tensor([-3.0, 3.0])).argmax(1) == found.labels[[0, 2]]
+            tensor([True, True])
         """
         return responsibilities(self.point.posterior(x).discrete)
 

@@ -4,6 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
+from ppl_vae.positive_definite import POSITIVE_DEFINITE
+
 __all__ = ["Wishart", "dirichlet_mode", "hyper_parameter", "positive", "with_prior_mean"]
 
 
@@ -94,9 +96,9 @@ def positive(value: Tensor, name: str) -> Tensor:
 
 
 class Wishart(dist.Wishart):
-    """Wishart distribution whose draws are taken as they come.
+    """Wishart distribution for Pyro: with a bijection to its support, and draws taken as they come.
 
-    torch's own takes regular draws for singular ones, warns of them, and draws them again.
+    Without the first no autoguide learns it; torch's own takes regular draws for singular ones, and draws them again.
 
     Reference: W. B. Smith, R. R. Hocking, "Algorithm AS 53: Wishart Variate Generator", Applied Statistics 1972,
     https://doi.org/10.2307/2346290.
@@ -105,6 +107,8 @@ class Wishart(dist.Wishart):
         >>> Wishart(torch.tensor(5.0), precision_matrix=torch.eye(2)).sample((3,)).shape
         torch.Size([3, 2, 2])
     """
+
+    support = POSITIVE_DEFINITE
 
     def rsample(self, sample_shape: Size = Size(), max_try_correction: int | None = None) -> Tensor:  # noqa: B008
         """Draw by Bartlett's decomposition, once."""

@@ -4,6 +4,7 @@ A start is a function ``(x, components, seed)`` that returns responsibilities ``
 where the parameters are the start as they are.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +38,14 @@ def kmeans(x: Tensor, components: int, seed: int = 0) -> Tensor:
         tensor([1., 2.])
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     rows = x.detach().reshape(len(x), -1).cpu().double()
     _check_distinct(len(rows), components)
-    if len(rows) <= 2 * components:  # where duplicates leave a cluster empty, scikit-learn only warns
-        _check_distinct(len(rows.unique(dim=0)), components)
-    labels = torch.as_tensor(KMeans(components, n_init=1, random_state=seed).fit(rows.numpy()).labels_).long()
-    one_hot = torch.nn.functional.one_hot(labels, components)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of empty clusters, which are refused below
+        labels = KMeans(components, n_init=1, random_state=seed).fit(rows.numpy()).labels_
+    one_hot = torch.nn.functional.one_hot(torch.as_tensor(labels).long(), components)
     if not one_hot.any(0).all():
         _check_distinct(len(rows.unique(dim=0)), components)
     return one_hot.to(x.device, _floating(x))

@@ -17,6 +17,7 @@ class GaussianMixture(nn.Module):
     def __init__(self, x_dim=2, y_dim=3, floor=0.0):
         super().__init__()
         self.floor = floor
+        self.least = 10 * torch.finfo(F64).eps  # of a component, which else could hold nothing
         self.logits = nn.Parameter(torch.zeros(y_dim, dtype=F64))
         self.mean = nn.Parameter(torch.randn(y_dim, x_dim, dtype=F64))
         self.tril = nn.Parameter(torch.eye(x_dim, dtype=F64).repeat(y_dim, 1, 1))
@@ -29,8 +30,8 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def m_step(self, posterior, x):
-        shares = posterior["y"] + 10 * torch.finfo(x.dtype).eps / len(x)
-        held = shares.sum(0)
+        shares = posterior["y"]
+        held = shares.sum(0) + self.least
         mean = shares.mT @ x / held.unsqueeze(-1)
         apart = x.unsqueeze(1) - mean
         covariance = torch.einsum("nc,nci,ncj->cij", shares, apart, apart) / held[:, None, None]
@@ -42,6 +43,14 @@ class GaussianMixture(nn.Module):
     def log_px(self, x):
         parts = dist.MultivariateNormal(self.mean, scale_tril=self.tril)
         return (parts.log_prob(x.unsqueeze(1)) + self.logits.log_softmax(0)).logsumexp(1)
+
+
+class Strict(GaussianMixture):
+    """Whose components may collapse."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.least = 0.0
 
 
 class DiagonalMixture(nn.Module):

@@ -16,7 +16,6 @@ PYTHON_FILES = [path for folder in ("ppl_vae", "models", "guides") for path in (
 MAY_IMPORT = {
     "nets": set(),
     "components": set(),
-    "priors": set(),
     "covariances": {"components"},
     "regression": {"components"},
     "particles": set(),
@@ -82,9 +81,22 @@ MAY_IMPORT = {
     "two_samples": set(),
     "features": {"batches", "data", "nets", "programs", "progress"},
     "quality": {"features", "programs", "progress", "two_samples"},
+    "ascent": set(),
     "clusters": set(),
+    "conditioning": {"batches", "contract", "latent_structure"},
+    "densities": set(),
     "iterating": {"progress"},
+    "latent_structure": {"batches", "contract", "densities", "programs", "supports", "tracing"},
+    "m_steps": {"ascent", "batches", "conditioning", "contract", "latent_structure", "programs"},
     "starts": set(),
+    "positive_definite": set(),
+    "priors": {"positive_definite"},
+    "families": set(),
+    "natural": {"contract"},
+    "factors": {"contract", "families"},
+    "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
+    "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
+    "mean_field": {"batches", "contract", "expectations", "factorisation", "factors", "families", "programs"},
 }
 PARTS_OF_PROGRAMS = {"nets", "components", "covariances", "priors", "regression"}
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
@@ -96,7 +108,8 @@ PUBLIC = {
     *("data", "objectives", "nets", "covariances", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
     *("variational_em", "variational_em_step", "normal_prior"),
-    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "starts", "em", "cavi"),
+    *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "em", "em_step", "cavi"),
+    *("PointEstimate", "MeanField", "starts", "robbins_monro"),
 }
 
 

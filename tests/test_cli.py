@@ -7,6 +7,7 @@ import sys
 from unittest.mock import Mock
 
 import numpy as np
+import pairs
 import pytest
 import torch
 from matplotlib.image import imread
@@ -337,12 +338,16 @@ def test_other_programs_and_bounds(monkeypatch, options, tmp_path):
     assert run(monkeypatch, "evaluate", "run", "--particles", "50") == 0
 
 
+def listed(kind):
+    return ", ".join(sorted(pairs.files(kind)))
+
+
 WRONG = {
     "an unknown model": (
         ["fit", "--model", "gan"],
-        "model: unknown name 'gan'; there are linear_gaussian, sigmoid_belief_network, vae",
+        f"model: unknown name 'gan'; there are {listed('models')}, or",
     ),
-    "an unknown guide": (["fit", "--guide", "flow"], "guide: unknown name 'flow'; there are bernoulli, exact, normal"),
+    "an unknown guide": (["fit", "--guide", "flow"], f"guide: unknown name 'flow'; there are {listed('guides')}, or"),
     "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
     "an estimator that needs more": (["fit", "--objective", "EUBO"], "EUBO: its constructor needs posterior"),
     "an unknown device": (["fit", "--device", "gpu"], "device: 'gpu' cannot be used here (Expected one of cpu, cuda"),
@@ -356,7 +361,7 @@ WRONG = {
     ),
     "a file without a name": (
         ["fit", "--model", "own.py"],
-        "there are linear_gaussian, sigmoid_belief_network, vae, or own.py:Name",
+        f"there are {listed('models')}, or own.py:Name",
     ),
     "a missing file": (["fit", "--model", "nowhere.py:Model"], "nowhere.py: no such file"),
     "no run": (["evaluate", "nowhere"], "nowhere: not a finished run (it has no config.toml)"),

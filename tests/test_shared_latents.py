@@ -109,8 +109,7 @@ def test_particles_of_the_shared_latents_stay_apart(name):
 MIXTURES = [BayesianGaussianMixture, BayesianDiagonalMixture, BayesianBernoulliMixture]
 
 
-# Neither torch nor Pyro has a bijection to positive definite matrices, which AutoNormal would need.
-LEARNED = [(program, AutoDelta) for program in MIXTURES] + [(program, AutoNormal) for program in MIXTURES[1:]]
+LEARNED = [(program, family) for program in MIXTURES for family in (AutoDelta, AutoNormal)]
 
 
 @pytest.mark.parametrize(("program", "family"), LEARNED)
