@@ -91,7 +91,7 @@ class Expectations:
     def table(self, name: str, runs: Runs) -> Tensor:
         """Return the expected log density of a site for each value of discrete latents and each datum."""
         sites = runs[name]
-        if name in self.structure.observed and (found := natural(sites)) is not None:
+        if name in self.structure.observed and (found := natural(sites, self.structure.origins.get(name))) is not None:
             form, coefficients, batch = found
             return form.table(self._numbers(name, coefficients), coefficients).reshape(*batch, -1)
         if (prior := self._prior(name, sites)) is not None:
@@ -101,7 +101,7 @@ class Expectations:
     def total(self, name: str, runs: Runs) -> Tensor:
         """Return the expected log density of a site, summed over data and over discrete latents by their weights."""
         sites = runs[name]
-        if name in self.structure.observed and (found := natural(sites)) is not None:
+        if name in self.structure.observed and (found := natural(sites, self.structure.origins.get(name))) is not None:
             form, coefficients, batch = found
             if name not in self._moments:
                 x = self._numbers(name, coefficients)
@@ -135,11 +135,13 @@ class Expectations:
         return joint.expand(*batch, len(x)).reshape(-1, len(x))
 
     def _prior(self, name: str, sites: Sequence[Site]) -> Tensor | None:
-        """Return the expected log density of a latent that is a factor alone, from its statistics."""
-        factor = self.structure.factors.get(name)
-        if factor is None or name not in self.means or _masked(sites[0]):
+        """Return the expected log density of a latent from its statistics, where these are known."""
+        factor = next((factor for factor in self.structure.factors.values() if name in factor.sites), None)
+        if factor is None or factor.name not in self.means or _masked(sites[0]):
             return None
-        found = [expected_log_prior(site["fn"], factor.family, self.means[name]) for site in sites]
+        if (alone := factor.alone(name, self.means[factor.name])) is None:
+            return None
+        found = [expected_log_prior(site["fn"], *alone) for site in sites]
         return None if found[0] is None else sum(found) / len(found)
 
 

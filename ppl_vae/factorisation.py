@@ -61,6 +61,7 @@ class Factorisation:
         reads: site name to the names of the factors that its log density depends on.
         in_data: sites in the plate "data".
         observed: what each observed site of the plate "data" observes, all of it.
+        origins: the means of those that are floating numbers.
         once: sites whose density for all data follows from a run on the first of them.
         groups: factors by name to a number; those of one number are read together by no site.
         first_dim: the axis for the first enumerated latent.
@@ -71,6 +72,7 @@ class Factorisation:
     reads: Mapping[str, frozenset[str]]
     in_data: frozenset[str]
     observed: Mapping[str, Tensor]
+    origins: Mapping[str, Tensor]
     once: frozenset[str]
     groups: Mapping[str, int]
     first_dim: int
@@ -102,12 +104,14 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
     reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
+    observed = {name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)}
     return Factorisation(
         factors={factor.name: factor for factor in factors},
         discrete=discrete,
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
-        observed={name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)},
+        observed=observed,
+        origins={name: value.mean(0) for name, value in observed.items() if value.is_floating_point()},
         once=_once(model, batch, continuous, first_dim),
         groups=_groups(owner.values(), reads.values()),
         first_dim=first_dim,

@@ -47,6 +47,12 @@ class Factor:
         """Return values of the sites whose statistics average to given ones, ``(P, ...)``."""
         return dict(zip(self.sites, self.unpack(self.family.points(mean)), strict=True))
 
+    def alone(self, site: str, mean: Natural) -> tuple[Family, Natural] | None:
+        """Return the family of a site by itself, with its expected statistics, if it has one."""
+        if len(self.sites) == 1:
+            return self.family, mean
+        return (self.family.of_precision, mean[:2]) if site == self.sites[1] else None
+
     def beginning(self, sites: Mapping[str, Site]) -> Natural:
         """Return parameters near the prior of a trace, with means where it drew them."""
         eta = self.start([sites[name] for name in self.sites])
@@ -135,7 +141,8 @@ def expected_log_prior(fn: Any, family: Family, mean: Natural) -> Tensor | None:
     eta = natural_of(fn, family)
     if eta is None:
         return None
-    return inner(eta, mean, STATISTIC_AXES[type(family)]) - log_normalizer(family, eta)
+    each = inner(eta, mean, STATISTIC_AXES[type(family)]) - log_normalizer(family, eta)
+    return each.flatten(each.dim() - unwrapped(fn)[1]).sum(-1) if unwrapped(fn)[1] else each
 
 
 STATISTIC_AXES = {Wishart: (0, 2), Dirichlet: (1,)}
@@ -223,16 +230,15 @@ def _numbers_in_pairs(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _mean_and_precision(family: NormalWishart, eta: Natural) -> tuple[Any, Any]:
     """Return the marginals of both: a Student t and a Wishart."""
-    kappa, loc, df, scale_inverse = family.usual(eta)
+    kappa, loc, df, scale_inverse = eta
     freedom = df - family.size + 1
     spread = torch.linalg.cholesky(scale_inverse / (kappa * freedom)[..., None, None])
-    scale = torch.cholesky_inverse(torch.linalg.cholesky(scale_inverse))
-    return dist.MultivariateStudentT(freedom, loc, spread), dist.Wishart(df, covariance_matrix=scale)
+    return dist.MultivariateStudentT(freedom, loc, spread), family.of_precision.distribution(family.wishart(eta))
 
 
 def _numbers_mean_and_precision(family: NormalWishart, axes: int, eta: Natural) -> tuple[Any, Any]:
     """Return the marginals of both: a Student t and a gamma for each number."""
-    kappa, loc, df, scale_inverse = family.usual(eta)
+    kappa, loc, df, scale_inverse = eta
     rate = scale_inverse[..., 0, 0]
     mean = dist.StudentT(df, loc[..., 0], (rate / (kappa * df)).sqrt())
     return mean.to_event(axes), dist.Gamma(df / 2, rate / 2).to_event(axes)
@@ -253,7 +259,8 @@ def _start_wishart(family: Wishart, sites: Sequence[Site]) -> Natural:
     df = 2 * excess + family.size + 1
     more = df.clamp_min(family.size + 1.0)
     half_inverse = half_inverse * (more / df)[..., None, None]
-    return (more - family.size - 1).expand(family.batch) / 2, half_inverse + family.matrices(0.0)
+    shape = (*family.batch, family.size, family.size)
+    return (more - family.size - 1).expand(family.batch) / 2, half_inverse.expand(shape)
 
 
 def _start_dirichlet(family: Dirichlet, sites: Sequence[Site]) -> Natural:
@@ -270,4 +277,4 @@ def _start_joint(family: NormalWishart, sites: Sequence[Site]) -> Natural:
     centre = precision["fn"].mean.expand(precision["fn"].batch_shape + precision["fn"].event_shape)
     one = family.zeros.sum(-1) + 1.0
     df = family.size + 2.0
-    return family.natural(one, loc, one * df, df * torch.linalg.inv(centre.reshape(*shape, family.size)))
+    return one, loc, one * df, df * torch.linalg.inv(centre.reshape(*shape, family.size))

@@ -3,15 +3,17 @@
 Each has a density ``log q(v) = <eta, t(v)> - A(eta)`` with natural parameters eta and statistics t. A family
 here knows
 
-* ``mean``: the expected statistics under eta,
-* ``points``: a few values, all of one weight, whose statistics average to given ones.
+* ``mean``: the expected statistics under its parameters,
+* ``points``: a few values, all of one weight, whose statistics average to given ones,
+* ``optimum``: its parameters, from the slopes of an expected log density in the expected statistics.
 
 The points stand for the factor wherever a program computes with its latent: a log density that is linear in the
 statistics, as conjugacy means, has the same average over them as over q. They are sigma points, for more
 families than the normal.
 
 Parameters, statistics and points are tensors with the batch axes first. A scalar normal is a vector of one, a
-gamma a Wishart of one, a beta a Dirichlet of two.
+gamma a Wishart of one, a beta a Dirichlet of two. Second moments are taken about the mean, so that factors far from
+zero keep their digits: with m the mean and S the covariance, ``<eta, E t>`` of a normal is a function of m and S.
 
 Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, sections 2.4 and 10.4; sigma
 points as in S. Julier, J. Uhlmann, "Unscented Filtering and Nonlinear Estimation", Proceedings of the IEEE 2004.
@@ -23,11 +25,12 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
+from ppl_vae import priors
+from ppl_vae.matrices import log_diagonal, outer, positive, symmetric
+
 __all__ = ["Dirichlet", "Family", "Gaussian", "Natural", "NormalWishart", "Wishart"]
 
 Natural = tuple[Tensor, ...]
-# Below it exp(2 l) is no number any more, and no probability that anything could notice.
-LOWEST_LOG = -300.0
 
 
 class Family:
@@ -42,22 +45,33 @@ class Family:
         """Draw values, ``(n, ...)``."""
         return (self.distribution(eta).sample((n,)),)
 
-    def matrices(self, scale: float) -> Tensor:
-        """Return a multiple of the identity for each factor."""
-        return scale * self.eye.expand(*self.batch, self.size, self.size)
+    def optimum(self, slopes: Natural, mean: Natural) -> Natural:
+        """Return the parameters of the optimal factor, from slopes of the expected log density in the statistics."""
+        return slopes
+
+    def blend(self, old: Natural, new: Natural, rate: float) -> Natural:
+        """Return what is a share of the way from one to another in natural parameters."""
+        return tuple((1 - rate) * a + rate * b for a, b in zip(old, new, strict=True))
 
 
 class Gaussian(Family):
-    """Normal vectors: ``t = (v, v v')``, ``eta = (L m, -L / 2)`` with mean m and precision L."""
+    """Normal vectors: ``t = (v, v v')``, ``eta = (L m, -L / 2)`` with mean m and precision L; E t by m and ``L^-1``."""
 
     def natural(self, fn: dist.MultivariateNormal) -> Natural:
         """Return the natural parameters of a distribution of the family."""
         precision = torch.cholesky_inverse(fn.scale_tril)
         return (precision @ fn.loc.unsqueeze(-1)).squeeze(-1), -precision / 2
 
-    def reference(self, k: int) -> Natural:
-        """Return one of several parameters that have nothing in common but being harmless."""
-        return self.zeros + 0.3 * k, self.matrices(-0.5 - 0.2 * k)
+    def near(self, eta: Natural, k: int) -> Natural:
+        """Return parameters of the same order of size, which differ with k."""
+        q = self.distribution(eta)
+        loc, half = q.loc + 0.3 * k * q.stddev, eta[1] * (1 + 0.4 * k)
+        return -2 * (half @ loc.unsqueeze(-1)).squeeze(-1), half
+
+    def optimum(self, slopes: Natural, mean: Natural) -> Natural:
+        """Return the parameters of the optimal factor; slopes are in mean and covariance."""
+        half = symmetric(slopes[1])
+        return slopes[0] - 2 * (half @ mean[0].unsqueeze(-1)).squeeze(-1), half
 
     def distribution(self, eta: Natural) -> dist.MultivariateNormal:
         """Return the distribution that natural parameters stand for."""
@@ -71,9 +85,9 @@ class Gaussian(Family):
         return positive(-symmetric(eta[1]))
 
     def mean(self, eta: Natural) -> Natural:
-        """Return the expected statistics."""
+        """Return mean and covariance, which say the expected statistics."""
         fn = self.distribution(eta)
-        return fn.loc, fn.covariance_matrix + outer(fn.loc)
+        return fn.loc, fn.covariance_matrix
 
     def entropy(self, eta: Natural) -> Tensor:
         """Return the entropy of each factor, in nats."""
@@ -81,8 +95,8 @@ class Gaussian(Family):
 
     def points(self, mean: Natural) -> tuple[Tensor, ...]:
         """Return ``m +- sqrt(D) L e_i``, ``(2 D, ..., D)``."""
-        loc, second = mean
-        spread = self.size**0.5 * torch.linalg.cholesky(second - outer(loc)).mT
+        loc, covariance = mean
+        spread = self.size**0.5 * torch.linalg.cholesky(covariance).mT
         steps = spread.movedim(-2, 0)  # a column of the factor each
         return (torch.cat([loc + steps, loc - steps]),)
 
@@ -98,14 +112,20 @@ class Wishart(Family):
         """Return the natural parameters of a distribution of the family."""
         return (fn.df - self.size - 1) / 2, -fn.precision_matrix / 2
 
-    def reference(self, k: int) -> Natural:
-        """Return one of several parameters that have nothing in common but being harmless."""
-        return self.zeros.sum(-1) + 1.0 + k, self.matrices(-0.5 - 0.3 * k)
+    def near(self, eta: Natural, k: int) -> Natural:
+        """Return parameters of the same order of size and a moderate spread, which differ with k."""
+        df = self.size + 3.0 + 2 * k
+        scaled = df / (2 * eta[0] + self.size + 1) / (1 + 0.3 * k)
+        return torch.full_like(eta[0], (df - self.size - 1) / 2), eta[1] * scaled[..., None, None]
 
-    def distribution(self, eta: Natural) -> dist.Wishart:
+    def optimum(self, slopes: Natural, mean: Natural) -> Natural:
+        """Return the parameters of the optimal factor."""
+        return slopes[0], symmetric(slopes[1])
+
+    def distribution(self, eta: Natural) -> priors.Wishart:
         """Return the distribution that natural parameters stand for."""
         df, scale_tril = self._degrees_and_scale(eta)
-        return dist.Wishart(df, scale_tril=scale_tril)
+        return priors.Wishart(df, scale_tril=scale_tril)
 
     def _degrees_and_scale(self, eta: Natural) -> tuple[Tensor, Tensor]:
         scale = torch.cholesky_inverse(torch.linalg.cholesky(-2 * symmetric(eta[1])))
@@ -133,8 +153,7 @@ class Wishart(Family):
 
     def points(self, mean: Natural) -> tuple[Tensor, ...]:
         """Return ``(1 +- d) E[V]``, ``(2, ..., D, D)``."""
-        (factors,) = (scale_factors(mean[0], mean[1], self.size),)
-        return (factors[..., None, None] * mean[1],)
+        return (scale_factors(mean[0], mean[1], self.size)[..., None, None] * mean[1],)
 
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
         """Return the value of highest density."""
@@ -144,62 +163,66 @@ class Wishart(Family):
 class NormalWishart(Family):
     """A normal mean u with its precision V: ``t = (log|V|, V, V u, u' V u)``.
 
-    In the usual parameters, ``u | V ~ N(m, (kappa V)^-1)``, ``V ~ Wishart(nu, S)``::
-
-        eta = ((nu - D) / 2, -(S^-1 + kappa m m') / 2, kappa m, -kappa / 2)
+    Parameters are the usual ones, kappa, m, nu and ``S^-1``: ``u | V ~ N(m, (kappa V)^-1)``, ``V ~ Wishart(nu, S)``.
+    Expected statistics are said by ``E log|V|``, ``E V``, m and ``D / kappa``, the mean of ``(u - m)' V (u - m)``.
     """
 
-    def natural(self, kappa: Tensor, loc: Tensor, df: Tensor, scale_inverse: Tensor) -> Natural:
-        """Return the natural parameters that belong to the usual ones."""
-        second = scale_inverse + kappa[..., None, None] * outer(loc)
-        return (df - self.size) / 2, -second / 2, kappa.unsqueeze(-1) * loc, -kappa / 2
+    def near(self, eta: Natural, k: int) -> Natural:
+        """Return parameters of the same order of size and a moderate spread, which differ with k."""
+        _, loc, df, scatter = eta
+        new, one = self.size + 3.0 + 2 * k, torch.ones_like(df)
+        scatter = scatter * (new / df)[..., None, None] / (1 + 0.3 * k)
+        spread = (scatter.diagonal(dim1=-2, dim2=-1) / new).sqrt()
+        return one + 0.5 * k, loc + 0.3 * k * spread, new * one, scatter
 
-    def reference(self, k: int) -> Natural:
-        """Return one of several parameters that have nothing in common but being harmless."""
-        one = self.zeros.sum(-1) + 1.0
-        return self.natural(one + 0.5 * k, self.zeros + 0.3 * k, one * (self.size + 2 + k), self.matrices(1 + 0.4 * k))
+    def optimum(self, slopes: Natural, mean: Natural) -> Natural:
+        """Return the parameters of the optimal factor; slopes are in what `mean` returns."""
+        kappa, df = -2 * slopes[3], 2 * slopes[0] + self.size
+        step = torch.linalg.solve(mean[1], slopes[2].unsqueeze(-1)).squeeze(-1) / kappa.unsqueeze(-1)
+        scatter = -2 * symmetric(slopes[1]) - kappa[..., None, None] * outer(step)
+        return kappa, mean[2] + step, df, scatter
 
-    def usual(self, eta: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return kappa, m, nu and the inverse of S."""
-        kappa = -2 * eta[3]
-        loc = eta[2] / kappa.unsqueeze(-1)
-        return kappa, loc, 2 * eta[0] + self.size, -2 * symmetric(eta[1]) - kappa[..., None, None] * outer(loc)
+    def blend(self, old: Natural, new: Natural, rate: float) -> Natural:
+        """Return what is a share of the way from one to another in natural parameters."""
+        one, other = (1 - rate) * old[0], rate * new[0]
+        kappa, df = one + other, (1 - rate) * old[2] + rate * new[2]
+        loc = old[1] + (other / kappa).unsqueeze(-1) * (new[1] - old[1])
+        apart = (one * other / kappa)[..., None, None] * outer(new[1] - old[1])
+        return kappa, loc, df, (1 - rate) * old[3] + rate * new[3] + apart
 
-    def _wishart(self, eta: Natural) -> tuple["Wishart", Natural]:
-        _, _, df, scale_inverse = self.usual(eta)
-        return Wishart(self.batch, self.size, eta[0]), ((df - self.size - 1) / 2, -scale_inverse / 2)
+    @property
+    def of_precision(self) -> "Wishart":
+        """The family of the precision alone."""
+        return Wishart(self.batch, self.size, self.eye)
 
-    def distribution(self, eta: Natural) -> tuple[Tensor, Tensor, dist.Wishart]:
-        """Return kappa, m and the distribution of the precision."""
-        kappa, loc, _, _ = self.usual(eta)
-        wishart, of_precision = self._wishart(eta)
-        return kappa, loc, wishart.distribution(of_precision)
+    def wishart(self, eta: Natural) -> Natural:
+        """Return the natural parameters of the precision alone."""
+        return (eta[2] - self.size - 1) / 2, -eta[3] / 2
 
     def sample(self, eta: Natural, n: int) -> tuple[Tensor, ...]:
         """Draw means, ``(n, ..., D)``, and their precisions, ``(n, ..., D, D)``."""
-        kappa, loc, wishart = self.distribution(eta)
-        precision = wishart.sample((n,))
+        kappa, loc, _, _ = eta
+        (precision,) = self.of_precision.sample(self.wishart(eta), n)
         return dist.MultivariateNormal(loc, precision_matrix=kappa[..., None, None] * precision).sample(), precision
 
     def valid(self, eta: Natural) -> Tensor:
         """Tell which parameters belong to a distribution."""
-        wishart, of_precision = self._wishart(eta)
-        return (eta[3] < 0) & wishart.valid(of_precision)
+        return (eta[0] > 0) & eta[1].isfinite().all(-1) & self.of_precision.valid(self.wishart(eta))
 
     def mean(self, eta: Natural) -> Natural:
-        """Return the expected statistics."""
-        kappa, loc, _, _ = self.usual(eta)
-        wishart, of_precision = self._wishart(eta)
-        log_det, precision = wishart.mean(of_precision)
-        linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
-        return log_det, precision, linear, self.size / kappa + (loc * linear).sum(-1)
+        """Return what says the expected statistics."""
+        kappa, loc, _, _ = eta
+        return (*self.of_precision.mean(self.wishart(eta)), loc, self.size / kappa)
 
     def entropy(self, eta: Natural) -> Tensor:
-        """Return the entropy of each factor, in nats."""
-        wishart, of_precision = self._wishart(eta)
-        log_det, _ = wishart.mean(of_precision)
-        of_mean = self.size * (1 + math.log(2 * math.pi) - (-2 * eta[3]).log()) - log_det
-        return wishart.entropy(of_precision) + of_mean / 2
+        """Return the entropy of each factor, in nats.
+
+        That of the mean has ``E log|V|`` as points can say it, as its prior has, which it then meets.
+        """
+        log_det, precision = self.of_precision.mean(self.wishart(eta))
+        log_det = log_diagonal(torch.linalg.cholesky(precision)) * 2 + reachable(log_det, precision, self.size)
+        of_mean = self.size * (1 + math.log(2 * math.pi) - eta[0].log()) - log_det
+        return self.of_precision.entropy(self.wishart(eta)) + of_mean / 2
 
     def points(self, mean: Natural) -> tuple[Tensor, ...]:
         """Return two means, ``(2, ..., D)``, and two precisions, ``(2, ..., D, D)``.
@@ -207,18 +230,15 @@ class NormalWishart(Family):
         The precision is ``(1 +- d) E[V]``; the means stand away from the centre on either side, and nearer for the
         larger precision, so that ``V u`` averages right.
         """
-        log_det, precision, linear, quadratic = mean
+        log_det, precision, loc, beyond = mean
         factors = scale_factors(log_det, precision, self.size)
-        loc = torch.linalg.solve(precision, linear.unsqueeze(-1)).squeeze(-1)
-        beyond = quadratic - (loc * linear).sum(-1)
         step = (beyond * factors.prod(0) / precision[..., 0, 0]).sqrt()
         signed = torch.stack([step, -step]) / factors
         return loc + signed.unsqueeze(-1) * self.eye[0], factors[..., None, None] * precision
 
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
         """Return mean and precision of highest joint density."""
-        _, loc, df, scale_inverse = self.usual(eta)
-        return loc, (df - self.size)[..., None, None] * torch.linalg.inv(scale_inverse)
+        return eta[1], (eta[2] - self.size)[..., None, None] * torch.linalg.inv(eta[3])
 
 
 class Dirichlet(Family):
@@ -228,8 +248,8 @@ class Dirichlet(Family):
         """Return the natural parameters of a distribution of the family."""
         return (fn.concentration - 1,)
 
-    def reference(self, k: int) -> Natural:
-        """Return one of several parameters that have nothing in common but being harmless."""
+    def near(self, eta: Natural, k: int) -> Natural:
+        """Return parameters of a moderate spread, which differ with k."""
         return (self.zeros + 1.0 + k,)
 
     def distribution(self, eta: Natural) -> dist.Dirichlet:
@@ -258,7 +278,7 @@ class Dirichlet(Family):
         (log,) = mean
         if self.size == 1:
             return (torch.ones_like(log).unsqueeze(0),)
-        log = log.clamp_min(LOWEST_LOG)
+        log = log.clamp_min(lowest_log(log))
         largest = torch.nn.functional.one_hot(log.argmax(-1), self.size).bool()
         share = log.exp()
         one = (share * largest).sum(-1, keepdim=True)
@@ -276,9 +296,25 @@ class Dirichlet(Family):
 
 def scale_factors(log_det: Tensor, mean: Tensor, size: int) -> Tensor:
     """Return ``1 +- d`` such that ``(1 +- d) E[V]`` have ``E log|V|`` as their average log determinant."""
+    product = 2 / size * reachable(log_det, mean, size)  # log(1 - d^2)
+    above = 1 + (-torch.expm1(product)).clamp_min(0).sqrt()
+    return torch.stack([above, product.exp() / above])  # the smaller one without cancellation
+
+
+def reachable(log_det: Tensor, mean: Tensor, size: int) -> Tensor:
+    """Return ``E log|V| - log|E V|``, as far down as two points in floating point can have it."""
     gap = log_det - 2 * log_diagonal(torch.linalg.cholesky(mean))
-    d = (-torch.expm1(2 * gap / size)).clamp_min(0).sqrt()
-    return torch.stack([1 + d, 1 - d])
+    return gap.clamp_min(size / 2 * lowest_log(gap))
+
+
+def lowest_log(like: Tensor) -> float:
+    """Return a number l such that exp(2 l) is a number still, and exp(l) so small that nothing notices.
+
+    Example:
+        >>> lowest_log(torch.zeros(1)), lowest_log(torch.zeros(1).double())
+        (-40.0, -300.0)
+    """
+    return -300.0 if like.dtype == torch.float64 else -40.0
 
 
 def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
@@ -286,40 +322,14 @@ def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
 
     Example:
         >>> expected_log_det(torch.tensor(4.0), torch.eye(2))
-        tensor(0.8456)
+        tensor(1.8456)
     """
     size = scale_tril.shape[-1]
     halves = (df.unsqueeze(-1) - torch.arange(size, dtype=df.dtype, device=df.device)) / 2
     return torch.digamma(halves).sum(-1) + size * math.log(2) + 2 * log_diagonal(scale_tril)
 
 
-def log_diagonal(factor: Tensor) -> Tensor:
-    """Return the sum of the logarithms on the diagonal: half the log determinant, of a Cholesky factor."""
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
 def inner(eta: Natural, mean: Natural, axes: tuple[int, ...]) -> Tensor:
     """Return ``<eta, E t>`` of each factor; ``axes`` says how many axes each statistic has."""
     terms = ((a * b).flatten(a.dim() - n).sum(-1) if n else a * b for a, b, n in zip(eta, mean, axes, strict=True))
     return sum(terms)
-
-
-def symmetric(matrix: Tensor) -> Tensor:
-    """Return the symmetric part.
-
-    Example:
-        >>> symmetric(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
-        tensor([[0., 1.],
-                [1., 0.]])
-    """
-    return (matrix + matrix.mT) / 2
-
-
-def outer(vector: Tensor) -> Tensor:
-    """Return ``v v'``."""
-    return vector.unsqueeze(-1) * vector.unsqueeze(-2)
-
-
-def positive(matrix: Tensor) -> Tensor:
-    """Tell which matrices are positive definite."""
-    return torch.linalg.cholesky_ex(matrix)[1] == 0

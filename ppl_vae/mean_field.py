@@ -5,7 +5,8 @@ the statistics of v, so its natural parameters are a gradient::
 
     eta_j = d E[log p(x, z)] / d E[t(z_j)]
 
-and autograd finds it, whatever the program computes. Nothing is derived by hand for a model.
+and autograd finds it, whatever the program computes. Nothing is derived by hand for a model. The gradient of a linear
+function is the same everywhere; it is taken near the factor as it is, where rounding is small.
 
 Reference: D. Blei, A. Kucukelbir, J. McAuliffe, "Variational Inference: A Review for Statisticians", JASA 2017,
 https://arxiv.org/abs/1601.00670; updates as gradients in expected statistics as in M. E. Khan, W. Lin,
@@ -27,13 +28,14 @@ from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
 from ppl_vae.factorisation import Factorisation, Joint, drawn, factorisation_of, run
 from ppl_vae.factors import Factor, Values
-from ppl_vae.families import Dirichlet, Natural, Wishart, symmetric
+from ppl_vae.families import Dirichlet, Natural, Wishart
 from ppl_vae.programs import Program
 
 __all__ = ["Factorised"]
 
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
+LOOKS = 5  # that a gradient is taken until two agree
 
 
 class Factorised:
@@ -126,9 +128,7 @@ class Factorised:
     def update(self, name: str, rate: float = 1.0) -> None:
         """Move a factor to its optimum given the others, or a share of the way in natural parameters."""
         optimal = self.optimal(name)
-        if rate < 1:
-            optimal = tuple((1 - rate) * old + rate * new for old, new in zip(self.eta[name], optimal, strict=True))
-        self.set(name, optimal)
+        self.set(name, self.factors[name].family.blend(self.eta[name], optimal, rate) if rate < 1 else optimal)
 
     def optimal(self, name: str) -> Natural:
         """Return the natural parameters of the best factor, given the others.
@@ -136,26 +136,31 @@ class Factorised:
         Raises:
             ContractError: the program is not conjugate in it.
         """
-        found = self._gradient(name, 0)
-        if name not in self._checked:
-            other = self._gradient(name, 1)
-            if any(not alike(a, b) for a, b in zip(found, other, strict=True)):
-                family = contract.kind(next(iter(self.factors[name].distributions(self.eta[name]).values())))
-                raise ContractError(
-                    f"site '{name}': the log density is not linear in the statistics of its factor ({family}) given "
-                    "the others, since its gradient depends on where it is taken, so that the factor has no closed "
-                    "form; write the model with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI)"
-                )
-            self._checked.add(name)
-        return found
+        family = self.factors[name].family
+        found = self._optimum(name, self.eta[name], 0)
+        if name in self._checked:
+            return found
+        for k in range(1, LOOKS):
+            # At the optimum itself numbers have its size, and rounding is small.
+            at = found if bool(family.valid(found).all()) else self.eta[name]
+            before, found = found, self._optimum(name, at, k % 2)
+            if all(map(alike, before, found)):
+                self._checked.add(name)
+                return found
+        kind = contract.kind(next(iter(self.factors[name].distributions(self.eta[name]).values())))
+        raise ContractError(
+            f"site '{name}': the log density is not linear in the statistics of its factor ({kind}) given the others, "
+            "since its gradient depends on where it is taken, so that the factor has no closed form; write the model "
+            "with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI). Rounding may look so, too: "
+            "compute in float64, and bring data and priors to one scale"
+        )
 
-    def _gradient(self, name: str, reference: int) -> Natural:
-        """Return the gradient of the expected log joint in a factor's expected statistics, at a harmless place."""
+    def _optimum(self, name: str, eta: Natural, k: int) -> Natural:
+        """Return the best parameters of a factor by the slopes of the expected log joint, taken near given ones."""
         factor = self.factors[name]
         with torch.enable_grad():
-            mean = tuple(
-                m.detach().clone().requires_grad_() for m in factor.family.mean(factor.family.reference(reference))
-            )
+            near = factor.family.mean(factor.family.near(eta, k))
+            mean = tuple(m.detach().clone().requires_grad_() for m in near)
             moved = Expectations(
                 self.model,
                 self.batch,
@@ -167,8 +172,7 @@ class Factorised:
             )
             total = self._total(moved, self.structure.readers(name), 1.0 if factor.local else self.scale)
             slopes = torch.autograd.grad(total, mean, allow_unused=True, materialize_grads=True)
-        # Of families with a matrix among their statistics, it is the second.
-        return tuple(symmetric(slope) if i == 1 else slope for i, slope in enumerate(slopes))
+        return tuple(part.detach() for part in factor.family.optimum(slopes, mean))
 
     def _total(self, expected: Expectations, sites: Collection[str], scale: float) -> Tensor:
         runs = expected.runs(sites)

@@ -1,11 +1,13 @@
 """Log densities of data in their natural form, where one matrix product serves all data and components.
 
 If the parameters of ``p(x | theta)`` do not change along the data, its log density is ``<eta(theta), t(x)> - A``:
-expectations over theta need those of eta alone, and sums over data need those of the statistics t alone.
+expectations over theta need those of eta alone, and sums over data need those of the statistics t alone. Data and
+locations are measured from an origin among the data, since squares of numbers far from zero lose their digits.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +48,10 @@ class Linear:
 
 
 class Quadratic:
-    """``-(x - m)' L (x - m) / 2`` and a constant, given as ``-x' L x / 2 + h' x + c``."""
+    """``-(x - m)' L (x - m) / 2`` and a constant, given as ``-u' L u / 2 + h' u + c`` with u = x - origin."""
+
+    def __init__(self, origin: Tensor):
+        self.origin = origin
 
     def table(self, x: Tensor, coefficients: Coefficients) -> Tensor:
         """Return the log density of each datum under each row of coefficients, ``(C, N)``.
@@ -60,14 +65,17 @@ class Quadratic:
         whiten, centre = factor.mT.reshape(-1, x.shape[1]), (factor.mT @ loc).reshape(-1, 1)
         out = x.new_empty(len(constant), len(x))
         for rows in parts(len(x)):
-            white = torch.addmm(centre, whiten, x[rows].mT, beta=-1).unflatten(0, (len(constant), -1))
+            white = torch.addmm(centre, whiten, (x[rows] - self.origin).mT, beta=-1).unflatten(0, (len(constant), -1))
             torch.sub(level.unsqueeze(1), white.square_().sum(1), alpha=0.5, out=out[:, rows])
         return out
 
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
-        second = sum(weights[:, rows] @ products(x[rows]) for rows in parts(len(x)))
-        return second.unflatten(1, (x.shape[1], -1)), weights @ x, weights.sum(1)
+        second, first = 0.0, 0.0
+        for rows in parts(len(x)):
+            apart = x[rows] - self.origin
+            second, first = second + weights[:, rows] @ products(apart), first + weights[:, rows] @ apart
+        return second.unflatten(1, (x.shape[1], -1)), first, weights.sum(1)
 
     def total(self, moments: Coefficients, coefficients: Coefficients) -> Tensor:
         """Return the weighted sum of log densities over data and components."""
@@ -79,11 +87,12 @@ class Quadratic:
 Form = Linear | Quadratic
 
 
-def natural_form(fn: Any) -> tuple[Form, Coefficients] | None:
+def natural_form(fn: Any, origin: Tensor | None = None) -> tuple[Form, Coefficients] | None:
     """Return the form and the coefficients of a distribution; None if it has none, or they change along the data.
 
     Args:
         fn: batch shape ``(..., N)``, event shape at most ``(D,)``.
+        origin: event shape; zero when left out. Normal distributions measure data from it.
 
     Returns:
         Coefficients with the axes ``(...)`` in front, and the axis of data left out.
@@ -98,16 +107,16 @@ def natural_form(fn: Any) -> tuple[Form, Coefficients] | None:
     make = {MultivariateNormal: _multivariate, Normal: _normal, Bernoulli: _bernoulli}.get(_kind(base))
     if make is None or not fn.batch_shape or (event and base.event_shape):
         return None
-    return make(base, event)
+    return make(base, event, torch.zeros(()) if origin is None else origin)
 
 
-def natural(sites: Sequence[Site]) -> tuple[Form, Coefficients, Size] | None:
+def natural(sites: Sequence[Site], origin: Tensor | None = None) -> tuple[Form, Coefficients, Size] | None:
     """Return the form of an observed site with its coefficients averaged over runs, and the batch shape left of data.
 
     Coefficients have the batch as their first axis. None if the site has no such form.
     """
     fns = [site["fn"] for site in sites]
-    if sites[0]["mask"] is not None or (found := [natural_form(fn) for fn in fns])[0] is None:
+    if sites[0]["mask"] is not None or (found := [natural_form(fn, origin) for fn in fns])[0] is None:
         return None
     batch = fns[0].batch_shape[:-1]
     averaged = (sum(many) / len(many) for many in zip(*(c for _, c in found), strict=True))
@@ -157,36 +166,41 @@ def _kind(fn: Any) -> type | None:
     return next((kind for kind in known if isinstance(fn, kind) and type(fn).__name__ == kind.__name__), None)
 
 
-def _multivariate(fn: MultivariateNormal, event: bool) -> tuple[Form, Coefficients] | None:
-    given = fn.__dict__.get("precision_matrix")
+def _multivariate(fn: MultivariateNormal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
     tril, loc = _constant(fn._unbroadcasted_scale_tril, -3), _constant(fn.loc, -2)
-    precision = torch.cholesky_inverse(tril) if given is None and tril is not None else given
-    if precision is None or tril is None or loc is None:
+    if tril is None or loc is None:
         return None
-    precision = _constant(precision, -3)
+    given = fn.__dict__.get("precision_matrix")
+    precision = torch.cholesky_inverse(tril) if given is None else _constant(given, -3)
+    loc, origin = loc - origin, origin.to(loc)
     half_log_det = -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
     constant = half_log_det - (linear * loc).sum(-1) / 2 - loc.shape[-1] / 2 * math.log(2 * math.pi)
     batch = fn.batch_shape[:-1]
     size = loc.shape[-1:]
-    return Quadratic(), (precision.expand(batch + size + size), linear.expand(batch + size), constant.expand(batch))
+    return Quadratic(origin), (
+        precision.expand(batch + size + size),
+        linear.expand(batch + size),
+        constant.expand(batch),
+    )
 
 
-def _normal(fn: Normal, event: bool) -> tuple[Form, Coefficients] | None:
+def _normal(fn: Normal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
     axis = -2 if event else -1
     loc, scale = _constant(fn.loc, axis), _constant(fn.scale, axis)
     if loc is None or scale is None:
         return None
+    loc, origin = loc - origin, origin.to(loc)
     loc, scale = (loc, scale) if event else (loc.unsqueeze(-1), scale.unsqueeze(-1))
     precision = scale**-2
     constant = -((precision * loc.square() + math.log(2 * math.pi)) / 2 + scale.log()).sum(-1)
-    return Linear(_and_squares if event else _scalar_and_square), (
+    return Linear(partial(_and_squares if event else _scalar_and_square, origin)), (
         torch.cat([precision * loc, -precision / 2], -1),
         constant,
     )
 
 
-def _bernoulli(fn: Bernoulli, event: bool) -> tuple[Form, Coefficients] | None:
+def _bernoulli(fn: Bernoulli, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
     axis = -2 if event else -1
     # Probabilities as they were given: torch's logits of them stop at the machine's smallest step from 0 and 1.
     name = "probs" if "probs" in fn.__dict__ else "logits"
@@ -203,6 +217,8 @@ def _bernoulli(fn: Bernoulli, event: bool) -> tuple[Form, Coefficients] | None:
 
 def _constant(parameter: Tensor, axis: int) -> Tensor | None:
     """Return a parameter without its axis of data, if it is the same along it."""
+    if parameter.dim() < -axis:
+        return parameter
     if parameter.shape[axis] == 1 or parameter.stride(axis) == 0:
         return parameter.select(axis, 0)
     return None
@@ -216,9 +232,11 @@ def _scalar(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
 
 
-def _and_squares(x: Tensor) -> Tensor:
-    return torch.cat([x, x.square()], -1)
+def _and_squares(origin: Tensor, x: Tensor) -> Tensor:
+    apart = x - origin
+    return torch.cat([apart, apart.square()], -1)
 
 
-def _scalar_and_square(x: Tensor) -> Tensor:
-    return torch.stack([x, x.square()], -1)
+def _scalar_and_square(origin: Tensor, x: Tensor) -> Tensor:
+    apart = x - origin
+    return torch.stack([apart, apart.square()], -1)
