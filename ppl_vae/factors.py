@@ -174,48 +174,61 @@ def kind(fn: Any) -> type | None:
 def _normal(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     event = fn.event_shape
     family = Gaussian(fn.batch_shape, event.numel(), unwrapped(fn)[0].loc)
+    wrap = partial(_as_normal, family, bool(event))
+    return Factor(sites, family, local, partial(_shaped, event), wrap, partial(_start_normal, family))
 
-    def unpack(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(value.reshape(value.shape[:-1] + event) for value in values)
 
-    def wrap(eta: Natural) -> tuple[Any, ...]:
-        q = family.distribution(eta)
-        return (q if event else dist.Normal(q.loc[..., 0], q.covariance_matrix[..., 0, 0].sqrt()),)
-
-    return Factor(sites, family, local, unpack, wrap, partial(_start_normal, family))
+def _as_normal(family: Gaussian, event: bool, eta: Natural) -> tuple[Any]:
+    q = family.distribution(eta)
+    return (q if event else dist.Normal(q.loc[..., 0], q.covariance_matrix[..., 0, 0].sqrt()),)
 
 
 def _gamma(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Wishart(fn.batch_shape + fn.event_shape, 1, unwrapped(fn)[0].rate)
-    axes = len(fn.event_shape)
-    start = partial(_start_wishart, family)
-    return Factor(sites, family, local, _numbers, lambda eta: (_as_gamma(eta, axes),), start)
+    wrap = partial(_as_gamma, len(fn.event_shape))
+    return Factor(sites, family, local, _numbers, wrap, partial(_start_wishart, family))
 
 
-def _as_gamma(eta: Natural, axes: int) -> Any:
-    return dist.Gamma(eta[0] + 1, -eta[1][..., 0, 0]).to_event(axes)
+def _as_gamma(axes: int, eta: Natural) -> tuple[Any]:
+    return (dist.Gamma(eta[0] + 1, -eta[1][..., 0, 0]).to_event(axes),)
 
 
 def _wishart(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Wishart(fn.batch_shape, fn.event_shape[0], fn.scale_tril)
-    start = partial(_start_wishart, family)
-    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),), start)
+    return Factor(sites, family, local, tuple, partial(_itself, family), partial(_start_wishart, family))
 
 
 def _beta(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Dirichlet(fn.batch_shape + fn.event_shape, 2, unwrapped(fn)[0].concentration1)
+    wrap = partial(_as_beta, len(fn.event_shape))
+    return Factor(sites, family, local, _first, wrap, partial(_start_dirichlet, family))
 
-    def wrap(eta: Natural) -> tuple[Any, ...]:
-        return (dist.Beta(eta[0][..., 0] + 1, eta[0][..., 1] + 1).to_event(len(fn.event_shape)),)
 
-    start = partial(_start_dirichlet, family)
-    return Factor(sites, family, local, lambda values: (values[0][..., 0],), wrap, start)
+def _as_beta(axes: int, eta: Natural) -> tuple[Any]:
+    return (dist.Beta(eta[0][..., 0] + 1, eta[0][..., 1] + 1).to_event(axes),)
 
 
 def _dirichlet(sites: tuple[str, ...], fn: Any, local: bool) -> Factor:
     family = Dirichlet(fn.batch_shape, fn.event_shape[0], fn.concentration)
-    start = partial(_start_dirichlet, family)
-    return Factor(sites, family, local, tuple, lambda eta: (family.distribution(eta),), start)
+    return Factor(sites, family, local, tuple, partial(_itself, family), partial(_start_dirichlet, family))
+
+
+def _itself(family: Family, eta: Natural) -> tuple[Any]:
+    return (family.distribution(eta),)
+
+
+# Functions with names, so that what was found can be pickled.
+
+
+def _shaped(event: Size, values: Sequence[Tensor]) -> tuple[Tensor]:
+    """Take vectors as events of a shape."""
+    return (values[0].reshape(values[0].shape[:-1] + event),)
+
+
+def _first(values: Sequence[Tensor]) -> tuple[Tensor]:
+    """Take the first of two probabilities, such that both are above zero for a program that is given one."""
+    limits = torch.finfo(values[0].dtype)
+    return (values[0][..., 0].clamp(limits.tiny, 1 - limits.eps / 2),)
 
 
 def _numbers(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -257,7 +270,7 @@ def _start_wishart(family: Wishart, sites: Sequence[Site]) -> Natural:
     """Begin at the prior's mean, with more degrees of freedom than dimensions."""
     excess, half_inverse = natural_of(sites[0]["fn"], family)
     df = 2 * excess + family.size + 1
-    more = df.clamp_min(family.size + 1.0)
+    more = df.clamp_min(family.size + 2.0)
     half_inverse = half_inverse * (more / df)[..., None, None]
     shape = (*family.batch, family.size, family.size)
     return (more - family.size - 1).expand(family.batch) / 2, half_inverse.expand(shape)

@@ -58,7 +58,6 @@ class Factorised:
         self.point = self._named(point)
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
-        self._checked: set[str] = set()
         self.begin()
 
     @property
@@ -73,10 +72,18 @@ class Factorised:
                 raise ContractError(
                     f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
                 )
-        return frozenset(owner[site] for site in point)
+        named = frozenset(owner[site] for site in point)
+        for name in named:
+            if not set(self.factors[name].sites) <= set(point):
+                raise ContractError(
+                    f"point: '{name}' is one factor, which is a point mass or none; name both, or take them apart by "
+                    "joint=()"
+                )
+        return named
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
+        self._checked: set[str] = set()
         priors = drawn(self.model, self.batch)
         for name, factor in self.factors.items():
             self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
@@ -98,14 +105,14 @@ class Factorised:
             ContractError: they belong to no distribution of the family.
         """
         factor = self.factors[name]
-        if not bool(factor.family.valid(eta).all()):
-            wrong = (~factor.family.valid(eta)).nonzero().tolist()[:3]
+        if not bool((valid := factor.family.valid(eta)).all()):
             raise ContractError(
-                f"site '{factor.name}': its optimal factor has no finite mass (elements {wrong}); the data may be "
+                f"site '{factor.name}': its optimal factor has no finite mass{_where(~valid)}; the data may be "
                 "constant, or the prior improper: give it a proper prior"
             )
         self.eta[name] = eta
         if name in self.point:
+            _check_peak(factor, eta)
             self.expected.points[name] = factor.mode(eta)
             self.expected.means.pop(name, None)
             if (mean := at_point(factor, factor.family.mode(eta))) is not None:
@@ -254,6 +261,21 @@ class Factorised:
         for weights in self.expected.weights.values():
             value = value + torch.special.entr(weights).sum() * self.scale
         return value
+
+
+def _check_peak(factor: Factor, eta: Natural) -> None:
+    peaked = factor.family.peaked(eta)
+    if not bool(peaked.all()):
+        raise ContractError(
+            f"point: the density of '{factor.name}' rises without end towards an edge{_where(~peaked)}, so that it has "
+            "no mode; give a prior with a larger shape, concentration or number of degrees of freedom, or leave the "
+            "site out of point"
+        )
+
+
+def _where(wrong: Tensor) -> str:
+    """Say which elements of a batch, in a parenthesis."""
+    return f" (elements {wrong.nonzero().tolist()[:3]})" if wrong.dim() else ""
 
 
 def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:

@@ -151,7 +151,7 @@ class MeanField(Clusters):
         arrays = {
             "posterior": {name: value.cpu().numpy()[None] for name, value in sampled.items()},
             "constant_data": {
-                "elbo": torch.tensor(self.history["elbo"]).double().numpy(),
+                "elbo": torch.tensor(self.history["elbo"], dtype=torch.float64).numpy(),
                 **{name: table.cpu().numpy() for name, table in tables.items()},
             },
         }
