@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Tests run side by side, each worker on one core and with a gigabyte of memory.
+WORKERS ?= 2
 
 .PHONY: demo test lint format clean
 
@@ -9,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ppl-vae fit
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -6,6 +6,9 @@ import torch
 
 import ppl_vae as pv
 
+# Tensors here are small, and other workers run beside this one: more threads only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _fresh(doctest_namespace, tmp_path, monkeypatch):
@@ -13,6 +16,5 @@ def _fresh(doctest_namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # tensors here are small: more threads only wait for each other
     with pyro.validation_enabled(True):
         yield

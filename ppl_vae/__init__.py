@@ -6,6 +6,7 @@ estimator, diagnostic and log-likelihood is a small function of those particles.
 
 from ppl_vae import covariances, data, nets, objectives, quality, starts
 from ppl_vae.aggregation import aggregate_kl
+from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
 from ppl_vae.cavi_steps import cavi_step
 from ppl_vae.checking import check
@@ -22,6 +23,7 @@ from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
 from ppl_vae.latents import active_units
+from ppl_vae.log_priors import normal_prior
 from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.particles import Particles, Path
 from ppl_vae.point_estimate import PointEstimate
@@ -62,6 +64,7 @@ __all__ = [
     "gradient_statistics",
     "impute",
     "nets",
+    "normal_prior",
     "objectives",
     "perplexity",
     "quality",
@@ -72,6 +75,8 @@ __all__ = [
     "sample",
     "starts",
     "svi_step",
+    "variational_em",
+    "variational_em_step",
     "weigh",
 ]
 

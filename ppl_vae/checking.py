@@ -16,6 +16,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
+from ppl_vae.indexing import alike, signature_of
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
@@ -50,6 +51,7 @@ def check(model: Program, guide: Program, x: Any) -> None:
         ppl_vae.contract.ContractError: site 'z' has event shape (20,) in the model and (10,) in the guide; ...
     """
     batch = tuple(part.clone() for part in as_batch(x))
+    model, guide = alike(model, guide)
     check_arguments(model, "model", batch)
     check_arguments(guide, "guide", batch)
     check_values(model, batch)
@@ -117,22 +119,18 @@ def check_arguments(program: Program, role: str, batch: Batch) -> None:
     if inspect.isclass(program) or not callable(program):
         raise ContractError(f"{role}: expected a Pyro program, found {program!r}; pass an instance, such as VAE()")
     try:
-        _signature(program).bind(*batch)
+        signature_of(program).bind(*batch)
     except TypeError as error:
         raise ContractError(
-            f"{role}: it takes ({', '.join(_signature(program).parameters)}), but the batch has {len(batch)} tensors "
+            f"{role}: it takes ({', '.join(signature_of(program).parameters)}), but the batch has {len(batch)} tensors "
             f"of shapes {[tuple(part.shape) for part in batch]} ({error}); give both programs the same arguments, "
             "and data as a tuple of as many tensors"
         ) from error
 
 
-def _signature(program: Program) -> inspect.Signature:
-    return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
-
-
 def _argument(program: Program, name: str, batch: Batch) -> Tensor | None:
     """Return the tensor of the batch that goes to the named argument of a program."""
-    names = list(_signature(program).parameters)
+    names = list(signature_of(program).parameters)
     return batch[names.index(name)] if name in names and names.index(name) < len(batch) else None
 
 

@@ -1,6 +1,6 @@
 """Gradients of a bound on many particles in memory that a few of them take: two passes over chunks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class ChunkedAscent:
         chunks: how many chunks make K.
         compiled: makes `Compiled` functions of the programs.
         moved: gives the names of the tensors in which gradients are wanted.
+        prior: gives a log prior and the gradients of minus it; None where there is none.
 
     Reference: as for gradient checkpointing, T. Chen et al., "Training Deep Nets with Sublinear
     Memory Cost", 2016, https://arxiv.org/abs/1604.06174.
@@ -54,24 +55,29 @@ class ChunkedAscent:
         chunks: int,
         compiled: Callable[[Any], Compiled],
         moved: Callable[[], Iterable[str]],
+        prior: Callable[..., tuple[Tensor, Sequence[Tensor | None]]] | None = None,
     ):
         self.objective, self.weigh, self.chunk, self.chunks, self.moved = objective, weigh, chunk, chunks, moved
         self._densities, self._gradients = compiled(self._weigh), compiled(self._pull_back)
+        self._prior = None if prior is None else compiled(prior)
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], list[Tensor | None]]:
-        """Return bound and penalties, averaged over the batch, and gradients of what is made small."""
+    def __call__(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None, list[Tensor | None]]:
+        """Return bound and penalties, averaged over the batch, log prior, and gradients of what is made small."""
         device = batch[0].device
         with modes_and_buffers_kept(self._densities.programs):
             found, states = self._drawn(batch)
         after = _random_state(device)
         bound, penalties, slopes = self._outer(found)
-        gradients: list[Tensor | None] = [None] * len([*self.moved()])
+        log_prior, gradients = None, [None] * len([*self.moved()])
+        if self._prior is not None:
+            log_prior, gradients = self._prior((batch[0][:1],))  # which says on what device, and no more
+            gradients = [_added(None, gradient) for gradient in gradients]
         for i, state in enumerate(states):
             _set_random_state(device, state.clone())  # torch reads a view's memory from its start
             new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
             gradients = [_added(total, part) for total, part in zip(gradients, new, strict=True)]
         _set_random_state(device, after)
-        return bound, penalties, gradients
+        return bound, penalties, log_prior, gradients
 
     @torch.no_grad()
     def value(self, batch: Batch) -> Tensor:
@@ -96,13 +102,16 @@ class ChunkedAscent:
 
     def forget(self) -> None:
         """Drop all graphs."""
-        self._densities.forget()
-        self._gradients.forget()
+        for function in self._functions():
+            function.forget()
 
     @property
     def count(self) -> int:
         """How many graphs there are."""
-        return self._densities.count + self._gradients.count
+        return sum(function.count for function in self._functions())
+
+    def _functions(self) -> list[Compiled]:
+        return [f for f in (self._densities, self._gradients, self._prior) if f is not None]
 
     @property
     def planned(self) -> int | None:
@@ -112,6 +121,8 @@ class ChunkedAscent:
     @planned.setter
     def planned(self, batches: int | None) -> None:
         self._densities.planned = self._gradients.planned = batches and batches * self.chunks
+        if self._prior is not None:
+            self._prior.planned = batches
 
     @torch.no_grad()
     def _weigh(self, tensors: Mapping[str, Tensor], batch: Batch) -> Densities:

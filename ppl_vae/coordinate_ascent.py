@@ -114,6 +114,9 @@ def cavi(
     check_iterations(iterations, tol, restarts)
     batch = as_batch(x)
     check_finite(batch)
+    joint = None if joint is None else check_pairs(joint)
+    if isinstance(point, str):
+        raise TypeError(f"point: expected names of sites such as [{point!r}], found {point!r}")
     programs = Programs(model, model)
     batch = programs.on_device(batch)
     with forked_random_state(seed), modes_and_buffers_kept(programs, training=False), torch.no_grad():
@@ -126,6 +129,21 @@ def cavi(
         options = {"iterations": iterations, "tol": tol, "restarts": restarts, "seed": seed}
         done = iterated(ascent, "elbo", **options, title=f"CAVI on {program_name(model)}", progress=progress)
     return result(model, ascent.factorised, done, tol)
+
+
+def check_pairs(joint: Any) -> Joint:
+    """Return pairs of names, if they are.
+
+    Example:
+        >>> check_pairs(("mean", "precision"))
+        Traceback (most recent call last):
+            ...
+        TypeError: joint: expected pairs of sites such as [('mean', 'precision')], found ('mean', 'precision')
+    """
+    pairs = [tuple(pair) if not isinstance(pair, str) else (pair,) for pair in joint]
+    if isinstance(joint, str) or any(len(pair) != 2 for pair in pairs):
+        raise TypeError(f"joint: expected pairs of sites such as [('mean', 'precision')], found {joint!r}")
+    return pairs
 
 
 def check_batch_size(size: int, batch: Batch) -> int:

@@ -20,6 +20,7 @@ from ppl_vae.data.splits import on_data
 from ppl_vae.estimates import curve_sizes, estimates
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.importance import Weights, can_be_keyed, probe
+from ppl_vae.indexing import alike
 from ppl_vae.noise import datum_keys, told_apart
 from ppl_vae.objectives.options import whole
 from ppl_vae.parallel import Workers, workers
@@ -103,6 +104,7 @@ def evaluate(
     check_compile(compile)
     if subject is None:
         subject = f"{program_name(model)} (guide {program_name(guide)}){on_data(data)}"
+    model, guide = alike(model, guide)
     batches = to_evaluate(data, batch_size)
     programs, together = Programs(model, guide), workers()
     planned = batches.batches and batches.batches * -(-particles // chunk)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
@@ -14,27 +15,35 @@ from torch import Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site
-from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of
+from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of, kind, unwrapped
 from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
 __all__ = ["Factorisation", "factorisation_of", "run"]
 
+CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
 SURVEYED = 256  # data, to see which site reads which latent
 Joint = Sequence[tuple[str, str]]
 
 
 class Placing(Messenger):
-    """Give latents the values of a mapping."""
+    """Give latents the values of a mapping, and others that are not normal their means.
+
+    Draws of a vague gamma or a sparse Dirichlet may be as good as zero, and what is computed with them infinite.
+    """
 
     def __init__(self, values: Values):
         super().__init__()
         self.values = values
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
+        if msg["is_observed"]:
+            return
+        if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif kind(unwrapped(msg["fn"])[0]) in CENTRED:
+            msg["value"], msg["done"] = msg["fn"].mean, True
 
 
 def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> dict[str, Site]:
@@ -43,7 +52,7 @@ def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> di
     Args:
         model: Pyro program.
         batch: tensors.
-        values: site name to value; other continuous latents are drawn.
+        values: site name to value; other continuous latents are drawn if normal, and at their mean if not.
         first_dim: the axis for the first enumerated latent, left of every plate.
     """
     placed = Placing(values)(config_enumerate(model, default="parallel"))
@@ -91,16 +100,18 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
         joint: pairs of a mean and its precision that share a factor; found when left out.
 
     Raises:
-        ContractError: a latent that no factor fits, a discrete latent outside the plate "data", a penalty.
+        ContractError: a latent that no factor fits, a discrete latent outside the plate "data", a penalty, data
+            outside it, nothing observed or nothing to infer.
     """
     first_dim = -1 - _depth(model, batch)
     sites = run(model, batch, {}, first_dim)
     for name, site in sites.items():
         _check(name, site)
+    _check_all(sites)
     discrete = {name: site["infer"]["_enumerate_dim"] for name, site in sites.items() if enumerated(site)}
     continuous = drawn(model, batch)
     read = _reads(model, tuple(part[:SURVEYED] for part in batch), first_dim)
-    pairs = _pairs(continuous, read) if joint is None else [tuple(pair) for pair in joint]
+    pairs = _pairs(continuous, read) if joint is None else joint
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
     reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
@@ -158,6 +169,13 @@ def _check(name: str, site: Site) -> None:
         raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
 
 
+def _check_all(sites: Mapping[str, Site]) -> None:
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+    if all(site["is_observed"] for site in sites.values()):
+        raise ContractError("model: it has no latents, so that there is nothing to infer; pv.em fits parameters")
+
+
 def _reads(model: Program, batch: Batch, first_dim: int) -> dict[str, set[str]]:
     """Return the latents that each site's log density depends on, itself included, by following gradients."""
     values = {name: site["value"].detach().clone().requires_grad_() for name, site in drawn(model, batch).items()}
@@ -183,7 +201,20 @@ def _once(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: 
     whole = run(model, batch, values, first_dim)
     values = {name: value[:1] if in_data(latents[name]) else value for name, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
+    for name, site in whole.items():
+        _check_place(name, site, alone, len(batch[0]))
     return frozenset(name for name, site in whole.items() if _alike(site, alone[name]))
+
+
+def _check_place(name: str, site: Site, alone: Mapping[str, Site], rows: int) -> None:
+    if in_data(site) or name not in alone:
+        return
+    found, other = (one["fn"].batch_shape + one["fn"].event_shape for one in (site, alone[name]))
+    if found != other:
+        raise ContractError(
+            f"site '{name}' follows the number of data ({rows}; its shape is {tuple(found)}) but stands outside the "
+            "plate 'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+        )
 
 
 def _alike(site: Site, alone: Site) -> bool:

@@ -226,8 +226,9 @@ def _shaped(event: Size, values: Sequence[Tensor]) -> tuple[Tensor]:
 
 
 def _first(values: Sequence[Tensor]) -> tuple[Tensor]:
-    """Take the first of two probabilities."""
-    return (values[0][..., 0],)
+    """Take the first of two probabilities, such that both are above zero for a program that is given one."""
+    limits = torch.finfo(values[0].dtype)
+    return (values[0][..., 0].clamp(limits.tiny, 1 - limits.eps / 2),)
 
 
 def _numbers(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -269,7 +270,7 @@ def _start_wishart(family: Wishart, sites: Sequence[Site]) -> Natural:
     """Begin at the prior's mean, with more degrees of freedom than dimensions."""
     excess, half_inverse = natural_of(sites[0]["fn"], family)
     df = 2 * excess + family.size + 1
-    more = df.clamp_min(family.size + 1.0)
+    more = df.clamp_min(family.size + 2.0)
     half_inverse = half_inverse * (more / df)[..., None, None]
     shape = (*family.batch, family.size, family.size)
     return (more - family.size - 1).expand(family.batch) / 2, half_inverse.expand(shape)

@@ -26,7 +26,7 @@ import torch
 from torch import Size, Tensor
 
 from ppl_vae import priors
-from ppl_vae.matrices import log_diagonal, outer, positive, symmetric
+from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, symmetric
 
 __all__ = ["Dirichlet", "Family", "Gaussian", "Natural", "NormalWishart", "Wishart"]
 
@@ -44,6 +44,10 @@ class Family:
     def sample(self, eta: Natural, n: int) -> tuple[Tensor, ...]:
         """Draw values, ``(n, ...)``."""
         return (self.distribution(eta).sample((n,)),)
+
+    def peaked(self, eta: Natural) -> Tensor:
+        """Tell which densities have a highest point."""
+        return self.valid(eta)
 
     def optimum(self, slopes: Natural, mean: Natural) -> Natural:
         """Return the parameters of the optimal factor, from slopes of the expected log density in the statistics."""
@@ -155,6 +159,10 @@ class Wishart(Family):
         """Return ``(1 +- d) E[V]``, ``(2, ..., D, D)``."""
         return (scale_factors(mean[0], mean[1], self.size)[..., None, None] * mean[1],)
 
+    def peaked(self, eta: Natural) -> Tensor:
+        """Tell which densities have a highest point."""
+        return eta[0] > 0
+
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
         """Return the value of highest density."""
         return (eta[0][..., None, None] * torch.linalg.inv(-symmetric(eta[1])),)
@@ -236,6 +244,10 @@ class NormalWishart(Family):
         signed = torch.stack([step, -step]) / factors
         return loc + signed.unsqueeze(-1) * self.eye[0], factors[..., None, None] * precision
 
+    def peaked(self, eta: Natural) -> Tensor:
+        """Tell which densities have a highest point."""
+        return eta[2] > self.size
+
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
         """Return mean and precision of highest joint density."""
         return eta[1], (eta[2] - self.size)[..., None, None] * torch.linalg.inv(eta[3])
@@ -289,9 +301,16 @@ class Dirichlet(Family):
         ratio = torch.where(largest, for_one, (1 - one * for_one) / rest)
         return (torch.stack([share * ratio, share / ratio]),)
 
+    def peaked(self, eta: Natural) -> Tensor:
+        """Tell which densities have a highest point."""
+        return (eta[0] >= -(torch.finfo(eta[0].dtype).eps ** 0.5)).all(-1)  # counts that are zero, but for rounding
+
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
-        """Return the value of highest density, for concentrations of at least one."""
-        return (eta[0] / eta[0].sum(-1, keepdim=True),)
+        """Return the value of highest density; the middle if all are, and no zero, whose logarithm is no number."""
+        excess = eta[0].clamp_min(0)
+        total = excess.sum(-1, keepdim=True)
+        mode = torch.where(total > 0, excess / total, 1 / self.size)
+        return (mode.clamp_min(torch.finfo(mode.dtype).tiny),)
 
 
 def scale_factors(log_det: Tensor, mean: Tensor, size: int) -> Tensor:
@@ -315,18 +334,6 @@ def lowest_log(like: Tensor) -> float:
         (-40.0, -300.0)
     """
     return -300.0 if like.dtype == torch.float64 else -40.0
-
-
-def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
-    """Return ``E log|V|`` of a Wishart.
-
-    Example:
-        >>> expected_log_det(torch.tensor(4.0), torch.eye(2))
-        tensor(1.8456)
-    """
-    size = scale_tril.shape[-1]
-    halves = (df.unsqueeze(-1) - torch.arange(size, dtype=df.dtype, device=df.device)) / 2
-    return torch.digamma(halves).sum(-1) + size * math.log(2) + 2 * log_diagonal(scale_tril)
 
 
 def inner(eta: Natural, mean: Natural, axes: tuple[int, ...]) -> Tensor:

@@ -18,12 +18,14 @@ class Fit:
     Attributes:
         history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
             ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
-            ``"seconds"`` since the start.
+            ``"log_prior"``, the mean of log p(theta) / N, where there is a prior (what was made large is
+            ``"train_bound"`` plus it), ``"seconds"`` since the start.
         best: the epoch whose parameters the programs now have, and its bound. The best one on the
             validation data, the last one without them.
         out: the run folder, or None.
         graphs: how many graphs were compiled for training and validation; 0 where all ran eagerly.
-        trained: model, guide, which data `to_arviz` evaluates, and these; None where a step brought its own.
+        trained: model, guide, which data `to_arviz` evaluates, and these; None where a step of somebody's
+            own has none.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Fit:
             rows: for how many of the data to draw latents and new data.
 
         Raises:
-            ValueError: training was by a step that brought its own programs; evaluate them with `ppl_vae.evaluate`.
+            ValueError: training was by a step without model and guide; evaluate them with `ppl_vae.evaluate`.
 
         Reference: R. Kumar, C. Carroll, A. Hartikainen, O. Martin, "ArviZ", JOSS 2019,
         https://doi.org/10.21105/joss.01143.
@@ -71,7 +73,7 @@ class Fit:
             ['rise', 'seconds', 'train_bound']
         """
         if self.trained is None:
-            raise ValueError("fit: a step brought its own programs; call pv.evaluate(...).to_arviz() on them")
+            raise ValueError("fit: the step shows no model and guide; call pv.evaluate(...).to_arviz() on them")
         model, guide, which, data = self.trained
         subject = f"{program_name(model)} (guide {program_name(guide)}), {which} data"
         evaluation = evaluate(model, guide, data, particles=particles, seed=seed, subject=subject)

@@ -1,9 +1,23 @@
-"""Small functions of batches of matrices."""
+"""Small functions of batches of matrices that families of factors share."""
+
+import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_diagonal", "outer", "positive", "symmetric"]
+__all__ = ["expected_log_det", "log_diagonal", "outer", "positive", "symmetric"]
+
+
+def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
+    """Return ``E log|V|`` of a Wishart.
+
+    Example:
+        >>> expected_log_det(torch.tensor(4.0), torch.eye(2))
+        tensor(1.8456)
+    """
+    size = scale_tril.shape[-1]
+    halves = (df.unsqueeze(-1) - torch.arange(size, dtype=df.dtype, device=df.device)) / 2
+    return torch.digamma(halves).sum(-1) + size * math.log(2) + 2 * log_diagonal(scale_tril)
 
 
 def log_diagonal(factor: Tensor) -> Tensor:

@@ -102,7 +102,14 @@ class Factorised:
                 raise ContractError(
                     f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
                 )
-        return frozenset(owner[site] for site in point)
+        named = frozenset(owner[site] for site in point)
+        for name in named:
+            if not set(self.factors[name].sites) <= set(point):
+                raise ContractError(
+                    f"point: '{name}' is one factor, which is a point mass or none; name both, or take them apart by "
+                    "joint=()"
+                )
+        return named
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
@@ -129,14 +136,14 @@ class Factorised:
             ContractError: they belong to no distribution of the family.
         """
         factor = self.factors[name]
-        if not bool(factor.family.valid(eta).all()):
-            wrong = (~factor.family.valid(eta)).nonzero().tolist()[:3]
+        if not bool((valid := factor.family.valid(eta)).all()):
             raise ContractError(
-                f"site '{factor.name}': its optimal factor has no finite mass (elements {wrong}); the data may be "
+                f"site '{factor.name}': its optimal factor has no finite mass{_where(~valid)}; the data may be "
                 "constant, or the prior improper: give it a proper prior"
             )
         self.eta[name] = eta
         if name in self.point:
+            _check_peak(factor, eta)
             self.expected.points[name] = factor.mode(eta)
             self.expected.means.pop(name, None)
             if (mean := at_point(factor, factor.family.mode(eta))) is not None:
@@ -311,6 +318,21 @@ class Factorised:
             own = known.value if known and site == known.site else torch.special.entr(table).sum()
             value = value + own * self.scale
         return value
+
+
+def _check_peak(factor: Factor, eta: Natural) -> None:
+    peaked = factor.family.peaked(eta)
+    if not bool(peaked.all()):
+        raise ContractError(
+            f"point: the density of '{factor.name}' rises without end towards an edge{_where(~peaked)}, so that it has "
+            "no mode; give a prior with a larger shape, concentration or number of degrees of freedom, or leave the "
+            "site out of point"
+        )
+
+
+def _where(wrong: Tensor) -> str:
+    """Say which elements of a batch, in a parenthesis."""
+    return f" (elements {wrong.nonzero().tolist()[:3]})" if wrong.dim() else ""
 
 
 def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:

@@ -151,7 +151,8 @@ def _multivariate(fn: MultivariateNormal, event: bool, origin: Tensor) -> tuple[
         return None
     given = fn.__dict__.get("precision_matrix")
     precision = torch.cholesky_inverse(tril) if given is None else of_one_datum(given, 3)
-    loc, origin = loc - origin, origin.to(loc)
+    origin = origin.to(loc)
+    loc = loc - origin
     half_log_det = -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
     constant = half_log_det - (linear * loc).sum(-1) / 2 - loc.shape[-1] / 2 * math.log(2 * math.pi)
@@ -169,7 +170,8 @@ def _normal(fn: Normal, event: bool, origin: Tensor) -> tuple[Form, Coefficients
     loc, scale = of_one_datum(fn.loc, axis), of_one_datum(fn.scale, axis)
     if loc is None or scale is None:
         return None
-    loc, origin = loc - origin, origin.to(loc)
+    origin = origin.to(loc)
+    loc = loc - origin
     loc, scale = (loc, scale) if event else (loc.unsqueeze(-1), scale.unsqueeze(-1))
     precision = scale**-2
     constant = -((precision * loc.square() + math.log(2 * math.pi)) / 2 + scale.log()).sum(-1)

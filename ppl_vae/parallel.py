@@ -160,6 +160,9 @@ def launched() -> Iterator[Workers | None]:
     before = signal.signal(signal.SIGTERM, _stopped)
     try:
         yield workers()
+    except LostWorker:
+        before = _stopped  # so that a launcher's signal does not end this process before it has said what happened
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         torch.distributed.destroy_process_group()

@@ -1,19 +1,20 @@
 """Steps: what one batch does to the parameters. The loop in `ppl_vae.training` drives any of them."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.chunking import check_chunk
-from ppl_vae.objectives import Objective, elbo
-from ppl_vae.programs import Program
+from ppl_vae.log_priors import LogPrior, check_prior_options
+from ppl_vae.objectives import Objective, elbo, facts
+from ppl_vae.programs import Program, Programs
 from ppl_vae.pyro_step import PyroStep, check_elbo
 from ppl_vae.svi import Info, SVIStep, check_options
 
-__all__ = ["Step", "svi_step"]
+__all__ = ["PlannedStep", "Step", "svi_step"]
 
 
 class Step(Protocol):
@@ -32,6 +33,26 @@ class Step(Protocol):
         """Take up a state."""
 
 
+@runtime_checkable
+class PlannedStep(Step, Protocol):
+    """A step on programs, which the loop helps with what it knows of the data.
+
+    Attributes:
+        model: Pyro program; if it or the guide names ``index``, the loop supplies it.
+        guide: Pyro program.
+        programs: whose device data in memory are moved to.
+        accumulate: batches for one update.
+    """
+
+    model: Program
+    guide: Program
+    programs: Programs
+    accumulate: int
+
+    def plan(self, updates: int, validations: int = 0) -> None:
+        """Be told how many batches are to come."""
+
+
 def svi_step(
     model: Program,
     guide: Program,
@@ -44,6 +65,8 @@ def svi_step(
     accumulate: int = 1,
     clip_norm: float | None = None,
     precision: torch.dtype | None = None,
+    log_prior: LogPrior | None = None,
+    data_size: int | None = None,
 ) -> SVIStep:
     """Return one training step, for a loop of your own.
 
@@ -68,12 +91,19 @@ def svi_step(
         precision: ``torch.bfloat16`` for mixed precision (``torch.autocast``): matrix products in it,
             parameters in float32. The heads in `ppl_vae.nets` give densities in float32; make
             distributions of your own from float32 tensors too.
+        log_prior: a function without arguments that returns log p(theta) in nats, such as ``normal_prior(model)``,
+            for a maximum a posteriori estimate: a step then moves up ``bound + log p(theta) / N``. Both are reported,
+            apart. It draws nothing, and reads the parameters off their modules when it is called (a step with one that
+            holds tensors itself cannot be captured).
+        data_size: N, the number of training data (not of a batch), with ``log_prior``.
 
     Returns:
-        A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum.
+        A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum, and, where there is a prior,
+        ``info.log_prior``, log p(theta) / N.
 
     Raises:
-        ValueError: the bound needs more particles; ``compile`` is none of the three.
+        ValueError: the bound needs more particles; ``compile`` is none of the three; there is a prior under an upper
+            bound, which is made small, or one of Pyro's objectives, which have priors as sites of the model.
 
     Reference: M. Hoffman, D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR
     2013, https://jmlr.org/papers/v14/hoffman13a.html; gradients as in D. P. Kingma, M. Welling,
@@ -93,6 +123,7 @@ def svi_step(
     if isinstance(objective, pyro.infer.ELBO):
         check_elbo(objective, particles, compile)
         given = {"chunk": chunk, "clip_norm": clip_norm, "precision": precision, "accumulate": accumulate}
+        given |= {"log_prior": log_prior, "data_size": data_size}
         for name, value in given.items():
             if value != {"accumulate": 1}.get(name):
                 raise ValueError(f"{name}: steps on Pyro's objectives have no such option; leave it out")
@@ -104,4 +135,11 @@ def svi_step(
             f"precision: expected torch.bfloat16 or None, found {precision!r}; the programs' own type is that of their "
             "parameters (model.double()), and float16 would need gradients to be scaled"
         )
-    return SVIStep(model, guide, objective, particles, optimizer, compile, chunk, accumulate, clip_norm, precision)
+    check_prior_options(log_prior, data_size)
+    if log_prior is not None and facts(objective).upper:
+        raise ValueError(
+            f"log_prior: {facts(objective).name} is an upper bound, which is made small and trains the guide alone; "
+            "leave log_prior out, or train on a lower bound"
+        )
+    options = (compile, chunk, accumulate, clip_norm, precision, log_prior, data_size)
+    return SVIStep(model, guide, objective, particles, optimizer, *options)

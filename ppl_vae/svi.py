@@ -16,6 +16,8 @@ from ppl_vae.checking_objectives import check_objective
 from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.estimation import estimate, weigh_for
+from ppl_vae.indexing import alike
+from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.parallel import SharedNoise, workers
@@ -25,6 +27,9 @@ from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
 
+# Bound, penalties, log prior where there is one, and a gradient for each parameter that moves.
+Ascent = tuple[Tensor, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
+
 
 @dataclass(frozen=True)
 class Info:
@@ -33,10 +38,12 @@ class Info:
     Attributes:
         bound: nats per datum, averaged over the batch; larger is better.
         penalties: training penalties by name, averaged likewise; not part of the bound.
+        log_prior: log p(theta) / N, nats per datum, where there is a prior; not part of the bound.
     """
 
     bound: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    log_prior: Tensor | None = None
 
 
 class SVIStep:
@@ -54,14 +61,18 @@ class SVIStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         precision: torch.dtype | None = None,
+        log_prior: LogPrior | None = None,
+        data_size: int | None = None,
     ):
-        self.model, self.guide = model, guide
+        model, guide = self.model, self.guide = alike(model, guide)
         self.objective, self.particles = objective, particles
         self.optimizer, self.update = optimizer, Update(optimizer, accumulate, clip_norm)
         self.precision = precision
         self.programs = Programs(model, guide, objective)
-        compiled = partial(Compiled, programs=self.programs, readers=(model, guide, objective), compile=compile)
+        readers = (model, guide, objective) if log_prior is None else (model, guide, objective, log_prior)
+        compiled = partial(Compiled, programs=self.programs, readers=readers, compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
+        self.log_prior, self.data_size = log_prior, data_size
         self.workers = workers()
         self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
         if self.workers and chunk is not None:
@@ -74,6 +85,7 @@ class SVIStep:
                 particles // chunk,
                 compiled,
                 self._names_of_moved,
+                None if log_prior is None else self._prior_ascent,
             )
             self.validation = self.ascent.value
         self._at_once = min(particles, chunk or particles)
@@ -97,10 +109,10 @@ class SVIStep:
         moved = [*self._moved.values()]
         self.update.clear()
         with self._cast(batch):
-            bound, penalties, gradients = self._ascended(batch)
+            bound, penalties, log_prior, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
-        return Info(bound, penalties)
+        return Info(bound, penalties, log_prior)
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
@@ -118,6 +130,11 @@ class SVIStep:
         ascent.planned = updates
         if isinstance(validation, Compiled):
             validation.planned = validations
+
+    @property
+    def accumulate(self) -> int:
+        """Batches for one update."""
+        return self.update.accumulate
 
     @property
     def graphs(self) -> int:
@@ -151,20 +168,39 @@ class SVIStep:
         check(self.model, self.guide, batch)
         self.programs.run_once(self.model, self.guide, batch)
         check_optimizer(self.optimizer, self.programs, self.objective)
+        if self.log_prior is not None:
+            check_log_prior(self.log_prior, held_by(self.optimizer))
         with undisturbed(self.programs):
             enough = max(self._at_once, facts(self.objective).min_particles)
             chunks = max(self.particles // enough, 1)
             check_objective(self.objective, self.model, self.guide, batch, enough, chunks)
         self._checked = True
 
-    def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Return bound, penalties, and the gradient of minus the bound in each parameter that moves."""
+    def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
+        """Return bound, penalties, log prior, and the gradient of what is made small in each parameter that moves."""
         found = estimate(self.objective, self.model, self.guide, batch, self.particles)
         penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
+        log_prior = self._log_prior_per_datum(batch)
+        total = found.surrogate.mean() if log_prior is None else found.surrogate.mean() + log_prior
         # Of these parameters alone, so that frozen ones gather none.
         moved = [tensors[name] for name in self._moved]
-        gradients = torch.autograd.grad(-found.surrogate.mean(), moved, allow_unused=True)
-        return found.value.mean(), penalties, gradients
+        gradients = torch.autograd.grad(-total, moved, allow_unused=True)
+        return found.value.mean(), penalties, log_prior if log_prior is None else log_prior.detach(), gradients
+
+    def _prior_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Return the log prior, and the gradient of minus it in each parameter that moves."""
+        log_prior, moved = self._log_prior_per_datum(batch), [tensors[name] for name in self._moved]
+        if not log_prior.requires_grad:  # what it is of has been frozen
+            return log_prior, [None] * len(moved)
+        return log_prior.detach(), torch.autograd.grad(-log_prior, moved, allow_unused=True)
+
+    def _log_prior_per_datum(self, batch: Batch) -> Tensor | None:
+        """Return log p(theta) / N, in the parameters' own precision."""
+        if self.log_prior is None:
+            return None
+        uncast = torch.autocast(batch[0].device.type, enabled=False) if self.precision else nullcontext()
+        with torch.enable_grad(), uncast:
+            return self.log_prior() / self.data_size
 
     def _weighed(self, batch: Batch) -> Particles:
         """Return one chunk of particles."""
@@ -173,12 +209,12 @@ class SVIStep:
     def _names_of_moved(self) -> list[str]:
         return [*self._moved]
 
-    def _ascended(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor | None]]:
-        """Return bound, penalties and gradients of a batch, this worker's part of it computed here."""
+    def _ascended(self, batch: Batch) -> Ascent:
+        """Return what `_ascent` does, this worker's part of the batch computed here."""
         mine = self.workers.part(batch) if self.workers else None
         if mine is None:
             return self.ascent(batch)
-        bound, penalties, gradients = self.shared_ascent(mine)
+        bound, penalties, log_prior, gradients = self.shared_ascent(mine)
         if not self._known_alike:
             if name := self.workers.different(self.programs.tensors()):
                 raise RuntimeError(
@@ -187,9 +223,9 @@ class SVIStep:
                 )
             self._known_alike = True
         bound, *rest = self.workers.mean([bound, *penalties.values(), *gradients])
-        return bound, dict(zip(penalties, rest, strict=False)), rest[len(penalties) :]
+        return bound, dict(zip(penalties, rest, strict=False)), log_prior, rest[len(penalties) :]
 
-    def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
         with SharedNoise(self.workers, self.particles, batch[0].shape[0]):
             return self._ascent(tensors, batch)
 
@@ -205,7 +241,7 @@ class SVIStep:
 
     def _follow_optimizer(self) -> None:
         """Know by name what the optimizer holds now, which decides what is differentiated."""
-        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        held = held_by(self.optimizer)
         if [*map(id, held)] == self._held:
             return
         if not held:
@@ -215,6 +251,11 @@ class SVIStep:
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
         self.ascent.forget()
         self.shared_ascent.forget()
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer moves."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:

@@ -17,14 +17,16 @@ from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
+from ppl_vae.indexing import alike, with_index
+from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.parallel import LostWorker, workers
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo
-from ppl_vae.steps import Step, svi_step
-from ppl_vae.svi import SVIStep, check_options
+from ppl_vae.steps import PlannedStep, Step, svi_step
+from ppl_vae.svi import check_options
 
 __all__ = ["fit", "restore"]
 
@@ -53,12 +55,14 @@ def fit(
     accumulate: int = 1,
     clip_norm: float | None = None,
     precision: torch.dtype | None = None,
+    log_prior: LogPrior | None = None,
 ) -> Fit:
     """Train a model and a guide in place, and leave them with their best parameters.
 
     Args:
         model: Pyro program.
-        guide: Pyro program with the same arguments.
+        guide: Pyro program with the same arguments. One that has something of its own for each datum names a last
+            argument ``index``, the rows of a batch in the training data, and is given it.
         data: `Splits` (trains on ``train``, validates on ``valid``, binarizes anew in every batch
             where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
         objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.
@@ -81,6 +85,8 @@ def fit(
         accumulate: batches for one update, across the end of an epoch too; what is left at the end makes none.
         clip_norm: the largest norm of the gradient.
         precision: ``torch.bfloat16`` for mixed precision.
+        log_prior: log p(theta) in nats, such as ``normal_prior(model)``, for a maximum a posteriori estimate: what is
+            made large is the mean bound plus log p(theta) / N, of N training data, which the history has apart.
 
     Returns:
         `Fit`.
@@ -103,22 +109,24 @@ def fit(
     """
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
-    data, valid, transform = _unpacked(data, valid, transform)
+    data, valid, transform = unpacked(data, valid, transform)
+    data = with_index(data, valid, getattr(step, "model", model), getattr(step, "guide", guide))
     train = source(data, batch_size, transform)
     held_out = None if valid is None else source(valid, batch_size)
     with forked_random_state(seed):
         if step is None:
             options = {"chunk": chunk, "accumulate": accumulate, "clip_norm": clip_norm, "precision": precision}
-            options |= {"compile": compile}
+            options |= {"compile": compile, **prior_options(log_prior, train.rows)}
             step = _make_step(model, guide, train, held_out, objective, particles, optimizer, options)
         elif (model, guide, optimizer) != (None, None, None) or objective is not elbo or particles != 1:
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
-        elif (chunk, accumulate, clip_norm, precision, compile) != (None, 1, None, None, "auto"):
-            raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision and compile")
-        if isinstance(step, SVIStep) and train.batches and epochs * train.batches < step.update.accumulate:
+        elif (chunk, accumulate, clip_norm, precision, log_prior, compile) != (None, 1, None, None, None, "auto"):
+            raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision, log_prior and compile")
+        planned = isinstance(step, PlannedStep)
+        if planned and train.batches and epochs * train.batches < step.accumulate:
             raise ValueError(
                 f"accumulate: {epochs * train.batches} batches in {epochs} epochs are too few for one update of "
-                f"{step.update.accumulate}"
+                f"{step.accumulate}"
             )
         together = workers()
         if together and train.batch_size % together.size:
@@ -133,17 +141,18 @@ def fit(
             settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
             settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
             runs.write_config(folder, config or settings)
-        if isinstance(step, SVIStep):
+        if planned:
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
-        if isinstance(step, SVIStep) and train.batches:
+        if planned and train.batches:
             step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
         result = _Loop(step, train, held_out, epochs, seed, folder, progress).run()
     held = None if valid is None else ("validation", valid)
-    result.trained = None if model is None else (model, guide, *(held or ("training", data)))
+    if planned:
+        result.trained = (step.model, step.guide, *(held or ("training", data)))
     return result
 
 
-def _unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:
+def unpacked(data: Any, valid: Any, transform: Any) -> tuple[Any, Any, Any]:
     """Take training data, validation data and the transform out of `Splits`."""
     if data is None:
         raise ValueError("data: nothing to train on; pass pv.data.load(...), a tensor, a Dataset or a DataLoader")
@@ -168,6 +177,7 @@ def _make_step(
 ) -> Step:
     if model is None or guide is None:
         raise ValueError("model, guide: pass both, or a step that brings its own")
+    model, guide = alike(model, guide)
     pyros = isinstance(objective, PyroELBO)
     (check_elbo if pyros else check_options)(objective, particles, options["compile"])
     hold_to_contract = check_callable if pyros else check  # the rest is between Pyro and the programs
@@ -262,7 +272,8 @@ class _Loop:
         for batch in self.train.shuffled(self.order):
             info, n = self.step(batch), len(batch[0])
             # Summed as tensors: a step must not wait for the device.
-            for name, value in {"train_bound": info.bound, **info.penalties}.items():
+            prior = {} if info.log_prior is None else {"log_prior": info.log_prior}
+            for name, value in {"train_bound": info.bound, **prior, **info.penalties}.items():
                 totals[name] = totals.get(name, 0.0) + value * n
             rows += n
             bar.advance(partial(_note, epoch, self.epochs, totals["train_bound"], rows))

@@ -15,6 +15,7 @@ from ppl_vae.batches import as_batch
 from ppl_vae.contract import ContractError, Site
 from ppl_vae.enumeration import enumerated_by, expanded, summed_out
 from ppl_vae.gradients import along
+from ppl_vae.indexing import alike
 from ppl_vae.particles import Particles, Path, finite_mass
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Draw, paired_traces, scored_at_draws, scored_dream
@@ -76,6 +77,7 @@ def weigh(
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     batch = as_batch(x)
+    model, guide = alike(model, guide)
     rows = batch[0].shape[0]  # len(x) would tie a captured graph to one batch size
     # A relaxed value is outside its site's support.
     unvalidated = nullcontext() if draw is None else pyro.validation_enabled(False)

@@ -1,6 +1,7 @@
 """Fixtures that several files use."""
 
 import pytest
+import torch._dynamo.config
 
 from ppl_vae import compiling
 from ppl_vae.replaying import Replayed
@@ -10,6 +11,9 @@ from ppl_vae.replaying import Replayed
 def uncompiled(monkeypatch):
     """Leave graphs as they were captured, since compiling one takes ten seconds."""
     monkeypatch.setattr(compiling, "lower", lambda graph: None)
+    # Shapes of so few operations seldom come twice: to remember them takes a quarter of the time of a capture.
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 class Recorder:

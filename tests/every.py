@@ -1,5 +1,6 @@
 """Every objective of the library, functions and modules, made for a pair of programs."""
 
+import pairs
 import torch
 from pyro import poutine
 
@@ -7,6 +8,19 @@ import ppl_vae as pv
 from ppl_vae import contract, objectives
 
 NAMES = [*objectives.every(), *objectives.estimators()]
+
+# A bound, one of closed-form KLs, one with a score, one that follows the path, one that takes draws as given, an
+# estimator.
+ONE_OF_EACH_KIND = ["elbo", "elbo_kl", "vimco", "stl", "rws", "NVIL"]
+
+
+def meetings():
+    """Return pairs with objectives, for laws that take a second each.
+
+    Every objective meets every kind of pair, and every pair every kind of objective.
+    """
+    apart = pairs.one_of_each_kind()
+    return [(pair, name) for pair in pairs.names() for name in (NAMES if pair in apart else ONE_OF_EACH_KIND)]
 
 
 def make(name, pair):

@@ -1,7 +1,10 @@
 """Every model with every guide that fits it, found in the tree and made small."""
 
 import inspect
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,6 +42,7 @@ def make(model: str, guide: str) -> Pair:
     return Pair(p.double(), q.double())
 
 
+@cache
 def fits(model: str, guide: str) -> bool:
     """Tell whether a guide draws just what a model leaves latent: same names, shapes and supports."""
     try:
@@ -69,6 +73,7 @@ def with_global_latents() -> set[str]:
     return {name for name, model in zoo.discover("models").items() if has_global_latents(model)}
 
 
+@cache
 def has_global_latents(model: type[nn.Module]) -> bool:
     """Run a model, and tell whether it draws anything outside the plate "data"."""
     arguments = inspect.signature(model.forward).parameters.keys() - {"self"}
@@ -76,6 +81,21 @@ def has_global_latents(model: type[nn.Module]) -> bool:
     trace = poutine.trace(poutine.uncondition(zoo.build(model, SMALL))).get_trace(*batch)
     plates = [{frame.name for frame in site["cond_indep_stack"]} for _, site in contract.sample_sites(trace)]
     return any(contract.DATA_PLATE not in names for names in plates)
+
+
+def kind(model: str, guide: str) -> Hashable:
+    """Return what the library tells pairs apart by: the ways in which latents are drawn, one or several by each."""
+    pair = make(model, guide)
+    drawn = pv.weigh(pair.model, pair.guide, pair.data())
+    ways = ["enumerated" if z in drawn.enumerated else "scored" if z in drawn.score else "path" for z in drawn.values]
+    found = Counter(ways + ["summed"] * len(drawn.summed))
+    return frozenset((way, min(count, 2)) for way, count in found.items())
+
+
+def one_of_each_kind() -> list[tuple[str, str]]:
+    """Return the names of a pair of every kind that there is, with a guide to train if one has it."""
+    trained = sorted(names(), key=lambda pair: any(True for _ in make(*pair).guide.parameters()))
+    return list({kind(*pair): pair for pair in trained}.values())
 
 
 def files(kind: str) -> set[str]:

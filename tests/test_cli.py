@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -83,10 +85,19 @@ def removed(folder):
     return said
 
 
-@pytest.fixture
-def finished(monkeypatch, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
     """A finished run of the default job, only shorter."""
-    assert run(monkeypatch, "fit", *FAST) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("first"))
+        assert run(monkeypatch, "fit", *FAST) == 0
+        return Path("runs").resolve()
+
+
+@pytest.fixture
+def finished(first_run, tmp_path):
+    """A copy of that run, in the place where it would have been left."""
+    shutil.copytree(first_run, tmp_path / "runs")
     return tmp_path / "runs" / "vae-digits-elbo"
 
 

@@ -75,10 +75,6 @@ def run_examples(module):
     assert result.failed == 0
 
 
-# A bound, one with a score, one that follows the path, one that takes draws as given, an estimator.
-ONE_OF_EACH_KIND = ["elbo", "vimco", "dreg", "rws", "NVIL"]
-
-
 @pytest.mark.parametrize(("kind", "name", "partner"), [("models", "counts", "normal"), ("guides", "laplace", "vae")])
 def test_the_recipes_for_programs_obey_the_laws(tmp_path, kind, name, partner):
     (tmp_path / f"{name}.py").write_text(recipe(f"{kind}/{name}.py"))
@@ -89,11 +85,11 @@ def test_the_recipes_for_programs_obey_the_laws(tmp_path, kind, name, partner):
         assert names in pairs.names()
         found = list(laws(test_laws, "pair", pair=lambda: pairs.make(*names)))
         assert len(found) >= 7
-        for objective in ONE_OF_EACH_KIND:
+        for objective in every.ONE_OF_EACH_KIND:
             pair = pairs.make(*names)
             given = {"pair": lambda p=pair: p, "objective": lambda o=objective, p=pair: every.make(o, p)}
             found += laws(test_laws, "objective", **given)
-        assert len(found) >= 7 + 3 * len(ONE_OF_EACH_KIND)
+        assert len(found) >= 7 + 3 * len(every.ONE_OF_EACH_KIND)
         for law in found:
             pyro.clear_param_store()
             law()

@@ -79,30 +79,34 @@ def test_the_exact_guide_gives_the_gradient_of_log_px(model):
         torch.testing.assert_close(ours, wanted)
 
 
-def test_evaluate_agrees_with_log_px_on_200_data(learned):
+@pytest.fixture(scope="module")
+def evaluated(learned):
+    """An evaluation of 200 data, and their exact log-likelihoods."""
     model, guide = learned
     x = draw(model, 200)
-    evaluation = pv.evaluate(model, guide, x, particles=20_000)
+    return pv.evaluate(model, guide, x, particles=20_000), model.log_px(x)
+
+
+def test_evaluate_agrees_with_log_px_on_200_data(evaluated):
+    evaluation, exact = evaluated
     # The bias of L_K is half its variance: here below a thousandth of its error.
     assert evaluation.log_px_error.max() < 0.02
-    odds.assert_agree(evaluation.log_px, evaluation.log_px_error, model.log_px(x))
+    odds.assert_agree(evaluation.log_px, evaluation.log_px_error, exact)
 
 
-def test_evaluate_is_caught_when_it_is_off(learned):
+def test_evaluate_is_caught_when_it_is_off(evaluated):
     """The comparison above can fail: an estimate that forgets log K by a tenth does."""
-    model, guide = learned
-    x = draw(model, 200)
-    evaluation = pv.evaluate(model, guide, x, particles=20_000)
+    evaluation, exact = evaluated
     with pytest.raises(AssertionError, match="standard errors off"):
-        odds.assert_agree(evaluation.log_px + 0.1, evaluation.log_px_error, model.log_px(x))
+        odds.assert_agree(evaluation.log_px + 0.1, evaluation.log_px_error, exact)
 
 
 def test_monte_carlo_error_is_the_spread_over_seeds(learned):
     model, guide = learned
-    x = draw(model, 20)
-    runs = [pv.evaluate(model, guide, x, particles=500, seed=seed) for seed in range(60)]
-    log_px = torch.stack([run.log_px for run in runs])
-    stated = torch.stack([run.log_px_error for run in runs]).square().mean(0).sqrt()
+    x = draw(model, 20).repeat(10, 1)  # copies, of which each draws its own
+    runs = [pv.evaluate(model, guide, x, particles=500, seed=seed) for seed in range(6)]
+    log_px = torch.cat([run.log_px for run in runs]).unflatten(0, (60, 20))
+    stated = torch.cat([run.log_px_error for run in runs]).unflatten(0, (60, 20)).square().mean(0).sqrt()
     ratio = log_px.std(0) / stated
     # A standard deviation from 60 draws is known to 1 / sqrt(2 * 59) of itself.
     odds.assert_agree(ratio.mean(), torch.tensor((2 * 59 * 20) ** -0.5), torch.tensor(1.0))

@@ -10,7 +10,8 @@ import torch
 
 from ppl_vae import densities, natural
 from ppl_vae.factors import factor_of, joint_factor_of
-from ppl_vae.families import Dirichlet, Gaussian, NormalWishart, Wishart, expected_log_det
+from ppl_vae.families import Dirichlet, Gaussian, NormalWishart, Wishart
+from ppl_vae.matrices import expected_log_det
 
 F64 = torch.float64
 LIKE = torch.zeros((), dtype=F64)

@@ -206,7 +206,7 @@ def test_unbiased_estimators_are_found_so(name):
     objective, particles = UNBIASED[name]
     model, guide = Bits(), BitsGuide()
     exact = exact_gradient(model, guide, X)
-    found = gradient_statistics(model, guide, X, objective, particles, 400, exact=exact)
+    found = gradient_statistics(model, guide, X, objective, particles, 200, exact=exact)
     for group in found.groups.values():
         assert abs(group.z) < odds.limit(2 * len(UNBIASED))
         assert group.bias < 10 * group.noise

@@ -21,11 +21,18 @@ from ppl_vae.estimation import estimate
 from ppl_vae.programs import Programs
 
 PAIRS = pairs.names()
+MEETINGS = every.meetings()
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
 def pair(request):
     return pairs.make(*request.param)
+
+
+# In place of all objectives with all pairs.
+of_each_kind = pytest.mark.parametrize(
+    ("pair", "objective"), MEETINGS, ids=["-".join([*pair, name]) for pair, name in MEETINGS], indirect=True
+)
 
 
 @pytest.fixture(params=every.NAMES)
@@ -46,6 +53,15 @@ def test_discovery_finds_the_tree():
     assert shared.isdisjoint(m for m, _ in PAIRS)
     assert {g for _, g in PAIRS} == pairs.files("guides")
     assert len(PAIRS) >= pairs.AT_LEAST
+
+
+def test_meetings_leave_out_no_objective_no_pair_and_no_path():
+    assert {pair for pair, _ in MEETINGS} == set(PAIRS)
+    everything = {**pv.objectives.every(), **pv.objectives.estimators()}
+    for kind in {pairs.kind(*pair) for pair in PAIRS}:
+        assert {name for pair, name in MEETINGS if pairs.kind(*pair) == kind} == everything.keys()
+    paths = {name: (o.facts.path, o.facts.kl) for name, o in everything.items()}
+    assert {paths[name] for name in every.ONE_OF_EACH_KIND} == set(paths.values())
 
 
 def test_default_sizes_fit_each_other():
@@ -148,6 +164,7 @@ def test_pyro_svi_moves_every_parameter_of_registered_programs(pair):
     assert_all_moved(pair, before)
 
 
+@of_each_kind
 def test_fit_moves_every_parameter_and_leaves_pyros_store_empty(pair, objective):
     before = {name: p.detach().clone() for name, p in pair.parameters().items()}
     if pv.objectives.facts(objective).upper:  # fits the guide alone
@@ -203,6 +220,7 @@ def zeros(outputs, inputs, *_, **__):
     return [torch.zeros_like(tensor) for tensor in ([inputs] if isinstance(inputs, torch.Tensor) else inputs)]
 
 
+@of_each_kind
 def test_a_loss_on_a_gpu_is_on_it_altogether(pair, objective, monkeypatch):
     """Stand-ins refuse operations that mix devices, as the device would. Gradients take one, so they are zero here."""
     monkeypatch.setattr(torch.autograd, "grad", zeros)
@@ -220,6 +238,7 @@ def test_stand_ins_refuse_a_mixture_of_devices():
         torch.empty(3, device="cuda") + torch.empty(3)
 
 
+@of_each_kind
 def test_captured_steps_are_the_eager_ones(pair, objective, uncompiled):
     """One graph for batches of every size; the state of objectives moves with it."""
     other, others_objective = copy.deepcopy((pair, objective))

@@ -1,0 +1,195 @@
+"""Programs that name `index` are called with the rows of a batch in its data set, the others without."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from capturing import assert_steps_agree, step_on, twins
+from pyro.infer import Trace_ELBO
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import ppl_vae as pv
+from ppl_vae.indexing import alike, signature_of, with_index
+from ppl_vae.models.linear_gaussian import LinearGaussian
+
+N = 12
+
+
+class Local(nn.Module):
+    """A mean and a scale for each datum; it takes its rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.log_scale = (nn.Parameter(torch.zeros(N, 2).double()) for _ in range(2))
+
+    def forward(self, x, index):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(self.loc[index], self.log_scale[index].exp()).to_event(1))
+
+
+def make():
+    torch.manual_seed(0)
+    return LinearGaussian(x_dim=4, z_dim=2).double(), Local()
+
+
+@pytest.fixture
+def pair():
+    return make()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(N, 4, generator=torch.Generator().manual_seed(2)).double()
+
+
+class Rows(Dataset):
+    """Data that are read one by one, as tensors or as tuples."""
+
+    def __init__(self, x, alone):
+        self.x, self.alone = x, alone
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row] if self.alone else (self.x[row],)
+
+
+FORMS = {
+    "a tensor": lambda x: x,
+    "a tuple": lambda x: (x,),
+    "a list": lambda x: [x],
+    "tensors as a data set": TensorDataset,
+    "a data set": partial(Rows, alone=True),
+    "a data set of tuples": partial(Rows, alone=False),
+    "with rows": lambda x: (x, torch.arange(N)),
+    "a loader with rows": lambda x: DataLoader(TensorDataset(x, torch.arange(N)), batch_size=5),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_datum_meets_its_own_parameters(form, pair, x):
+    """Only rows of the data that are far off move far."""
+    model, guide = pair
+    model.requires_grad_(False)
+    x = x.clone()
+    x[[2, 7]] += 20 * model.weight.sum(1)  # where z is far from zero
+    optimizer = torch.optim.SGD(guide.parameters(), lr=0.05)
+    pv.fit(model, guide, FORMS[form](x), epochs=1, batch_size=5, optimizer=optimizer)
+    moved = guide.loc.abs().amax(1)
+    assert sorted(moved.topk(2).indices.tolist()) == [2, 7]
+    assert moved[[2, 7]].min() > 3 * moved.sort().values[-3]
+    assert moved.min() > 0
+
+
+def test_rows_stay_with_their_data_in_any_order():
+    seen = []
+
+    def guide(x, index):
+        seen.append((x[:, 0], index))
+        scale = pyro.param("scale", lambda: torch.ones(()))
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    pyro.clear_param_store()
+    numbers = torch.arange(float(N)).unsqueeze(-1)
+    pv.fit(model, guide, numbers, epochs=2, batch_size=5)
+    assert len(seen) > 6
+    assert all(torch.equal(x, index.float()) for x, index in seen)
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("objective", [pv.objectives.iwae, Trace_ELBO()], ids=["ours", "Pyro's"])
+def test_steps_take_rows(objective, pair, x):
+    model, guide = pair
+    optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.1)
+    step = pv.svi_step(model, guide, objective, optimizer=optimizer)
+    rows = torch.tensor([3, 1])
+    assert step((x[rows], rows)).bound.isfinite()
+    assert guide.loc.abs().amax(1).nonzero().flatten().tolist() == [1, 3]
+    assert step.bound((x[rows], rows)).shape == (2,)
+
+
+def test_captured_steps_are_the_eager_ones(x, uncompiled):
+    eager, captured = twins(make)
+    batches = [(x[rows], rows) for rows in (torch.arange(5), torch.arange(3, 8), torch.arange(2))]
+    steps = step_on(*alike(*eager), batches[0]), step_on(*alike(*captured), batches[0], compile=True)
+    assert_steps_agree(*steps, batches)
+    assert steps[1].ascent.count == 1
+    assert steps[1].ascent.reason is None
+
+
+def test_other_verbs_take_rows_with_the_data(pair, x):
+    model, guide = pair
+    data = (x, torch.arange(N))
+    pv.check(model, guide, data)
+    assert pv.weigh(model, guide, data, particles=3).log_w.shape == (3, N)
+    evaluation = pv.evaluate(model, guide, data, particles=2000)
+    torch.testing.assert_close(evaluation.log_px, model.log_px(x).detach(), rtol=0, atol=0.5)
+    assert "LinearGaussian (guide Local" in str(evaluation)
+    fit = pv.fit(model, guide, x, epochs=1)
+    assert set(fit.to_arviz(particles=20, rows=3)["posterior"].data_vars) >= {"z"}
+
+
+def test_without_rows_such_a_guide_is_refused(pair, x):
+    with pytest.raises(pv.ContractError, match=r"it takes \(x, index\), but the batch has 1 tensors"):
+        pv.evaluate(*pair, x)
+
+
+def test_other_data_are_refused(pair, x):
+    with pytest.raises(ValueError, match=r"valid: a program names index.*nothing for other data"):
+        pv.fit(*pair, x, valid=x)
+    digits = pv.data.load("digits", binarize="static")
+    with pytest.raises(ValueError, match=r"leave valid out, and pass data\.train"):
+        pv.fit(*pair, digits)
+    with pytest.raises(TypeError, match="data: a program names index, and a DataLoader does not tell which rows"):
+        pv.fit(*pair, DataLoader(x, batch_size=5))
+
+
+def plain(x):
+    return "plain", x
+
+
+def indexed(x, index):
+    return "indexed", x, index
+
+
+def test_only_who_names_rows_gets_them():
+    batch = torch.zeros(2), torch.tensor([1, 0])
+    for order in ((plain, indexed), (indexed, plain)):
+        for program, own in zip(alike(*order), order, strict=True):
+            found = program(*batch)
+            assert found[0] == own.__name__
+            assert len(found) == (3 if own is indexed else 2)
+    assert alike(plain, plain) == (plain, plain)
+    assert alike(indexed, indexed) == (indexed, indexed)
+    data = torch.zeros(3)
+    assert with_index(data, None, plain, None) is data
+
+
+def with_default(x, scale=2.0):
+    return x
+
+
+def with_any(*batch):
+    return batch
+
+
+def test_the_arguments_are_shown():
+    found, _ = alike(plain, indexed)
+    assert [*signature_of(found).parameters] == ["x", "index"]
+    assert found.__qualname__ == "plain"
+    found, _ = alike(with_default, indexed)
+    assert found(1, 2) == 1
+    assert [*signature_of(found).parameters] == ["x", "index", "scale"]
+    assert alike(with_any, indexed)[0] is with_any
+    with pytest.raises(pv.ContractError, match="model: expected a Pyro program, found 'plain'"):
+        pv.check("plain", Local(), torch.zeros(2, 4))
