@@ -1,7 +1,7 @@
 """What mean field needs to know of a program: its factors, and which site reads which of them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -20,7 +20,7 @@ from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Factorisation", "factorisation_of", "run"]
+__all__ = ["Factorisation", "factorisation_of", "factorisation_on", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
 SURVEYED = 256  # data, to see which site reads which latent
@@ -104,9 +104,10 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
             outside it, nothing observed or nothing to infer.
     """
     first_dim = -1 - _depth(model, batch)
-    sites = run(model, batch, {}, first_dim)
+    sites, alone = (run(model, part, {}, first_dim) for part in (batch, tuple(part[:1] for part in batch)))
     for name, site in sites.items():
         _check(name, site)
+        _check_place(name, site, alone, len(batch[0]))
     _check_all(sites)
     latents = {name: site for name, site in sites.items() if not site["is_observed"]}
     discrete = {n: site["infer"]["_enumerate_dim"] for n, site in latents.items() if enumerated(site)}
@@ -116,18 +117,29 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
     reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
-    observed = {name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)}
     return Factorisation(
         factors={factor.name: factor for factor in factors},
         discrete=discrete,
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
-        observed=observed,
-        origins={name: value.mean(0) for name, value in observed.items() if value.is_floating_point()},
+        **_seen(sites),
         once=_once(model, batch, sites, first_dim),
         groups=_groups(owner.values(), reads.values()),
         first_dim=first_dim,
     )
+
+
+def factorisation_on(found: Factorisation, model: Program, batch: Batch) -> Factorisation:
+    """Return what is known of a program, for other data."""
+    sites = run(model, batch, {}, found.first_dim)
+    local = {name: factor_of(name, sites[name]["fn"], True) for name, factor in found.factors.items() if factor.local}
+    return replace(found, factors={**found.factors, **local}, **_seen(sites))
+
+
+def _seen(sites: Mapping[str, Site]) -> dict[str, dict[str, Tensor]]:
+    observed = {name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)}
+    origins = {name: value.mean(0) for name, value in observed.items() if value.is_floating_point()}
+    return {"observed": observed, "origins": origins}
 
 
 def enumerated(site: Site) -> bool:
@@ -192,8 +204,6 @@ def _once(model: Program, batch: Batch, sites: Mapping[str, Site], first_dim: in
     values = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or enumerated(s))}
     values = {n: value[:1] if in_data(sites[n]) else value for n, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
-    for name, site in sites.items():
-        _check_place(name, site, alone, len(batch[0]))
     return frozenset(name for name, site in sites.items() if _alike(site, alone[name]))
 
 

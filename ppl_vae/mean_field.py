@@ -26,12 +26,12 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
-from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, run
+from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, factorisation_on, run
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
 from ppl_vae.programs import Program
 
-__all__ = ["Factorised"]
+__all__ = ["Factorised", "factorised"]
 
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -44,18 +44,15 @@ class Factorised:
     Args:
         model: Pyro program.
         batch: tensors.
-        joint: pairs of a mean and its precision that share a factor; None finds them.
-        point: factors, by a site's name, that are a point mass at the mode of the optimal factor.
+        structure: what is known of the program on this batch.
+        point: names of the factors that are a point mass at the mode of the optimal factor.
         scale: N / B, how many data each datum of the batch stands for.
     """
 
     def __init__(
-        self, model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
+        self, model: Program, batch: Batch, structure: Factorisation, point: frozenset[str], scale: float = 1.0
     ):
-        self.model, self.batch, self.scale = model, batch, scale
-        self.joint, self.point_sites = joint, tuple(point)
-        self.structure: Factorisation = factorisation_of(model, batch, joint)
-        self.point = self._named(point)
+        self.model, self.batch, self.structure, self.point, self.scale = model, batch, structure, point, scale
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
         self.begin()
@@ -64,22 +61,6 @@ class Factorised:
     def factors(self) -> Mapping[str, Factor]:
         """The factors of continuous latents, by name."""
         return self.structure.factors
-
-    def _named(self, point: Collection[str]) -> frozenset[str]:
-        owner = {site: name for name, factor in self.factors.items() for site in factor.sites}
-        for site in point:
-            if site not in owner:
-                raise ContractError(
-                    f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
-                )
-        named = frozenset(owner[site] for site in point)
-        for name in named:
-            if not set(self.factors[name].sites) <= set(point):
-                raise ContractError(
-                    f"point: '{name}' is one factor, which is a point mass or none; name both, or take them apart by "
-                    "joint=()"
-                )
-        return named
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
@@ -202,7 +183,8 @@ class Factorised:
 
     def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
         """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
-        other = Factorised(self.model, batch, self.joint, self.point_sites, scale)
+        structure = factorisation_on(self.structure, self.model, batch)
+        other = Factorised(self.model, batch, structure, self.point, scale)
         other._checked = self._checked
         for name, factor in self.factors.items():
             if not factor.local:
@@ -256,6 +238,37 @@ class Factorised:
         for weights in self.expected.weights.values():
             value = value + torch.special.entr(weights).sum() * self.scale
         return value
+
+
+def factorised(model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = ()) -> Factorised:
+    """Return the posterior of a program, near its prior.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        joint: pairs of a mean and its precision that share a factor; None finds them.
+        point: sites whose factor is a point mass at the mode of the optimal factor.
+
+    Raises:
+        ContractError: the program has a latent that no factor fits, or none of a name.
+    """
+    structure = factorisation_of(model, batch, joint)
+    return Factorised(model, batch, structure, _points(structure, point))
+
+
+def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
+    owner = {site: factor for factor in structure.factors.values() for site in factor.sites}
+    for site in point:
+        if site not in owner:
+            raise ContractError(
+                f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
+            )
+        if not set(owner[site].sites) <= set(point):
+            raise ContractError(
+                f"point: '{owner[site].name}' is one factor, which is a point mass or none; name both, or take them "
+                "apart by joint=()"
+            )
+    return frozenset(owner[site].name for site in point)
 
 
 def _check_peak(factor: Factor, eta: Natural) -> None:
