@@ -20,7 +20,7 @@ from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Factorisation", "factorisation_of", "factorisation_on", "run"]
+__all__ = ["Factorisation", "factorisation_of", "factorisation_on", "number_of_values", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
 SURVEYED = 256  # data, to see which site reads which latent
@@ -147,6 +147,12 @@ def enumerated(site: Site) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
+def number_of_values(site: Site) -> int:
+    """Return how many values an enumerated site takes."""
+    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
+    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
+
+
 def in_data(site: Site) -> bool:
     """Tell whether a site stands in the plate of data."""
     return any(frame.name == contract.DATA_PLATE for frame in site["cond_indep_stack"])
@@ -155,7 +161,7 @@ def in_data(site: Site) -> bool:
 def _depth(model: Program, batch: Batch) -> int:
     """Return how many axes the plates of a program take."""
     with own_parameters():
-        trace = poutine.trace(model).get_trace(*batch)
+        trace = poutine.trace(Placing({})(model)).get_trace(*batch)
     frames = [f for site in trace.nodes.values() if site["type"] == "sample" for f in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=1)
 
@@ -168,8 +174,11 @@ def _check(name: str, site: Site) -> None:
             f"site '{name}': discrete and outside the plate 'data'; factors of discrete latents are those of each "
             "datum. Put it in the plate, or try its values one after the other"
         )
-    if in_data(site) and not contract.has_common_scale(site):
-        raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
+    if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+        raise ContractError(
+            f"site '{name}' has a scale, {site['scale']:.4g} (poutine.scale, or a plate that holds fewer data than its "
+            "size), which no factor has; drop it, and give all data (batch_size= takes a few at a time)"
+        )
 
 
 def _check_all(sites: Mapping[str, Site]) -> None:

@@ -26,7 +26,14 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.expectations import Expectations
-from ppl_vae.factorisation import Factorisation, Joint, factorisation_of, factorisation_on, run
+from ppl_vae.factorisation import (
+    Factorisation,
+    Joint,
+    factorisation_of,
+    factorisation_on,
+    number_of_values,
+    run,
+)
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
 from ppl_vae.programs import Program
@@ -69,7 +76,7 @@ class Factorised:
         for name, factor in self.factors.items():
             self.set(name, factor.beginning({site: sites[site] for site in factor.sites}))
         for site, dim in self.structure.discrete.items():
-            values = sites[site]["value"].shape[dim]
+            values = number_of_values(sites[site])
             shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
             self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
 
@@ -104,13 +111,16 @@ class Factorised:
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
-        dim = self.structure.discrete[site]
+        dim, weights = self.structure.discrete[site], self.expected.weights[site]
+        if weights.shape[dim] == 1:
+            return
         readers = list(self.structure.in_data)
         runs = self.expected.runs(readers)
         tables = (self.expected.table(name, runs) for name in readers)
         reading = (table for table in tables if table.dim() >= -dim and table.shape[dim] > 1)
         logits = sum(self.expected.contracted(table, besides=site) for table in reading)
-        self.expected.weigh_discrete(site, logits.softmax(dim))
+        everywhere, _ = torch.broadcast_tensors(logits, weights)  # sums leave axes of one in front
+        self.expected.weigh_discrete(site, everywhere.reshape(weights.shape).softmax(dim))
 
     def update(self, name: str, rate: float = 1.0) -> None:
         """Move a factor to its optimum given the others, or a share of the way in natural parameters."""
