@@ -30,7 +30,7 @@ from benchmarks.speed import commands
 from benchmarks.speed.memory import peak_megabytes
 from ppl_vae.coordinate_ascent import Ascent
 from ppl_vae.expectation_maximization import ExactEM
-from ppl_vae.mean_field import Factorised
+from ppl_vae.mean_field import factorised
 from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
 from ppl_vae.models.gaussian_mixture import GaussianMixture
 
@@ -126,7 +126,7 @@ class Bayesian(Likelihood):
 
     def algorithm(self) -> Ascent:
         """Return what iterates."""
-        return Ascent(Factorised(self.model(), (self.x,)), self.start)
+        return Ascent(factorised(self.model(), (self.x,)), self.start)
 
     def numbers(self, found: pv.MeanField) -> dict[str, Any]:
         """Return what was found, as scikit-learn names it."""

@@ -16,7 +16,6 @@ D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, htt
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -28,43 +27,26 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.densities import normalised
-from ppl_vae.expectations import Expectations, Runs, Summed
-from ppl_vae.factorisation import Factorisation, Joint, drawn, factorisation_of, run
+from ppl_vae.expectations import Expectations, Runs
+from ppl_vae.factorisation import (
+    Factorisation,
+    Joint,
+    drawn,
+    factorisation_of,
+    factorisation_on,
+    number_of_values,
+    run,
+)
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
+from ppl_vae.probes import Probe, Summed
 from ppl_vae.programs import Program
 
-__all__ = ["Factorised"]
+__all__ = ["Factorised", "factorised"]
 
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOOKS = 5  # that a gradient is taken until two agree
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A place at which slopes of the expected log joint are taken.
-
-    Attributes:
-        expected: expectations there.
-        mean: the factor's expected statistics, leaves of what the runs computed.
-        runs: of the sites that read the factor.
-        eta: the factor's parameters then.
-        axes: how many axes its batch has.
-        others: points of the other factors that these sites read.
-    """
-
-    expected: Expectations
-    mean: Natural
-    runs: Runs
-    eta: Natural
-    axes: int
-    others: Mapping[str, Values]
-
-    def serves(self, eta: Natural, points: Mapping[str, Values]) -> bool:
-        """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
-        same = all(points[name] is values for name, values in self.others.items())
-        return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
 
 
 class Factorised:
@@ -73,18 +55,15 @@ class Factorised:
     Args:
         model: Pyro program.
         batch: tensors.
-        joint: pairs of a mean and its precision that share a factor; None finds them.
-        point: factors, by a site's name, that are a point mass at the mode of the optimal factor.
+        structure: what is known of the program on this batch.
+        point: names of the factors that are a point mass at the mode of the optimal factor.
         scale: N / B, how many data each datum of the batch stands for.
     """
 
     def __init__(
-        self, model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
+        self, model: Program, batch: Batch, structure: Factorisation, point: frozenset[str], scale: float = 1.0
     ):
-        self.model, self.batch, self.scale = model, batch, scale
-        self.joint, self.point_sites = joint, tuple(point)
-        self.structure: Factorisation = factorisation_of(model, batch, joint)
-        self.point = self._named(point)
+        self.model, self.batch, self.structure, self.point, self.scale = model, batch, structure, point, scale
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
         self._summed: Summed | None = None
@@ -95,22 +74,6 @@ class Factorised:
         """The factors of continuous latents, by name."""
         return self.structure.factors
 
-    def _named(self, point: Collection[str]) -> frozenset[str]:
-        owner = {site: name for name, factor in self.factors.items() for site in factor.sites}
-        for site in point:
-            if site not in owner:
-                raise ContractError(
-                    f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
-                )
-        named = frozenset(owner[site] for site in point)
-        for name in named:
-            if not set(self.factors[name].sites) <= set(point):
-                raise ContractError(
-                    f"point: '{name}' is one factor, which is a point mass or none; name both, or take them apart by "
-                    "joint=()"
-                )
-        return named
-
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
         self._checked: set[str] = set()
@@ -120,7 +83,7 @@ class Factorised:
             self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
         sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for site, dim in self.structure.discrete.items():
-            values = sites[site]["value"].shape[dim]
+            values = number_of_values(sites[site])
             shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
             self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
 
@@ -155,12 +118,15 @@ class Factorised:
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
-        dim, readers = self.structure.discrete[site], list(self.structure.in_data)
+        dim, before, readers = self.structure.discrete[site], self.expected.weights[site], [*self.structure.in_data]
+        if before.shape[dim] == 1:
+            return
         runs = self.expected.runs(readers)
         tables = {name: self.expected.table(name, runs) for name in readers}
         reading = [name for name, table in tables.items() if table.dim() >= -dim and table.shape[dim] > 1]
         logits = reduce(torch.add, (self.expected.contracted(tables.pop(name), besides=site) for name in reading))
-        weights, totals = normalised(logits.expand(*logits.shape[:-1], len(self.batch[0])), dim)
+        everywhere, _ = torch.broadcast_tensors(logits, before)  # sums leave axes of one in front
+        weights, totals = normalised(everywhere.reshape(before.shape), dim)
         self.expected.weigh_discrete(site, weights)
         self._summed = Summed(site, reading, totals.sum(), dict(self.eta), dict(self.expected.weights))
 
@@ -260,7 +226,8 @@ class Factorised:
 
     def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
         """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
-        other = Factorised(self.model, batch, self.joint, self.point_sites, scale)
+        structure = factorisation_on(self.structure, self.model, batch)
+        other = Factorised(self.model, batch, structure, self.point, scale)
         other._checked = self._checked
         for name, factor in self.factors.items():
             if not factor.local:
@@ -320,6 +287,40 @@ class Factorised:
         return value
 
 
+def factorised(
+    model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
+) -> Factorised:
+    """Return the posterior of a program, near its prior.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        joint: pairs of a mean and its precision that share a factor; None finds them.
+        point: sites whose factor is a point mass at the mode of the optimal factor.
+        scale: as for `Factorised`.
+
+    Raises:
+        ContractError: the program has a latent that no factor fits, or none of a name.
+    """
+    structure = factorisation_of(model, batch, joint)
+    return Factorised(model, batch, structure, _points(structure, point), scale)
+
+
+def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
+    owner = {site: factor for factor in structure.factors.values() for site in factor.sites}
+    for site in point:
+        if site not in owner:
+            raise ContractError(
+                f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
+            )
+        if not set(owner[site].sites) <= set(point):
+            raise ContractError(
+                f"point: '{owner[site].name}' is one factor, which is a point mass or none; name both, or take them "
+                "apart by joint=()"
+            )
+    return frozenset(owner[site].name for site in point)
+
+
 def _check_peak(factor: Factor, eta: Natural) -> None:
     peaked = factor.family.peaked(eta)
     if not bool(peaked.all()):
@@ -342,21 +343,6 @@ def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
     if isinstance(factor.family, Wishart):
         return values[0].logdet(), values[0]
     return None
-
-
-def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
-    """Tell whether every element of a batch, of so many axes, has moved by at most half its size.
-
-    Example:
-        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=0)
-        True
-        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=1)
-        False
-    """
-    moved, size = ((new - old).abs(), torch.maximum(old.abs(), new.abs()))
-    if old.dim() > axes:
-        moved, size = (part.flatten(axes).amax(axes) for part in (moved, size))
-    return bool((moved <= size / 2).all())
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

@@ -97,8 +97,10 @@ MAY_IMPORT = {
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
     "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
+    "probes": {"expectations", "factors", "families"},
     "mean_field": {
-        *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "programs"),
+        *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "probes"),
+        "programs",
     },
 }
 PARTS_OF_PROGRAMS = {"nets", "components", "covariances", "priors", "regression"}

@@ -5,6 +5,7 @@ import torch
 
 from ppl_vae.densities import normalised
 from ppl_vae.mean_field import Factorised
+from ppl_vae.mean_field import factorised as factorised_of
 from ppl_vae.models.bayesian_bernoulli_mixture import BayesianBernoulliMixture
 from ppl_vae.models.bayesian_diagonal_mixture import BayesianDiagonalMixture
 from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -35,12 +36,12 @@ def factorised(request):
 
 def made(model, batch, joint=None):
     torch.manual_seed(1)
-    return Factorised(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
+    return factorised_of(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
 
 
 def anew(factorised):
     """Return the same posterior without anything kept."""
-    other = Factorised(factorised.model, factorised.batch, factorised.joint)
+    other = Factorised(factorised.model, factorised.batch, factorised.structure, factorised.point)
     other.load(factorised.eta, factorised.expected.weights)
     return other
 

@@ -1,0 +1,78 @@
+"""What one update of a mean-field posterior leaves for the next: runs of the program, sums over a discrete latent."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.expectations import Expectations, Runs
+from ppl_vae.factors import Values
+from ppl_vae.families import Natural
+
+__all__ = ["Probe", "Summed"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A place at which slopes of the expected log joint are taken.
+
+    Attributes:
+        expected: expectations there.
+        mean: the factor's expected statistics, leaves of what the runs computed.
+        runs: of the sites that read the factor.
+        eta: the factor's parameters then.
+        axes: how many axes its batch has.
+        others: points of the other factors that these sites read.
+    """
+
+    expected: Expectations
+    mean: Natural
+    runs: Runs
+    eta: Natural
+    axes: int
+    others: Mapping[str, Values]
+
+    def serves(self, eta: Natural, points: Mapping[str, Values]) -> bool:
+        """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
+        same = all(points[name] is values for name, values in self.others.items())
+        return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What is known of the ELBO once a discrete latent has its optimal probabilities.
+
+    Attributes:
+        site: the latent.
+        sites: whose expected log densities, with the entropy of the latent, make up the value.
+        value: ``sum_n log sum_y exp E[log p]``.
+        eta: parameters of all factors then.
+        weights: probabilities of all discrete latents then.
+    """
+
+    site: str
+    sites: Collection[str]
+    value: Tensor
+    eta: Mapping[str, Natural]
+    weights: Mapping[str, Tensor]
+
+    def holds(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> bool:
+        """Tell whether nothing has changed since."""
+        same = all(self.eta[name] is parameters for name, parameters in eta.items())
+        return same and all(self.weights[site] is table for site, table in weights.items())
+
+
+def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
+    """Tell whether every element of a batch, of so many axes, has moved by at most half its size.
+
+    Example:
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=0)
+        True
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=1)
+        False
+    """
+    moved, size = ((new - old).abs(), torch.maximum(old.abs(), new.abs()))
+    if old.dim() > axes:
+        moved, size = (part.flatten(axes).amax(axes) for part in (moved, size))
+    return bool((moved <= size / 2).all())
