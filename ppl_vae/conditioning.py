@@ -19,6 +19,7 @@ from torch.distributions import MultivariateNormal
 
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
+from ppl_vae.densities import normalised
 from ppl_vae.latent_structure import Structure, log_densities, log_joint
 
 __all__ = ["Posterior", "expected_log_joint", "posterior"]
@@ -108,7 +109,7 @@ def posterior(structure: Structure, batch: Batch, points: Points) -> Posterior:
     """
     n, log_px, table = len(batch[0]), [], []
     gaussians: list[tuple[Tensor, Tensor]] = []
-    for rows, few in chunks(structure, batch):
+    for rows, few in chunks(structure, batch, structure.width if structure.continuous else structure.table_width):
         if structure.continuous:
             log_p, *gaussian = _gaussian(structure, few, points)
             gaussians.append(tuple(gaussian))
@@ -120,15 +121,15 @@ def posterior(structure: Structure, batch: Batch, points: Points) -> Posterior:
     return Posterior(structure, torch.cat(log_px), table, *_joined(gaussians))
 
 
-def chunks(structure: Structure, batch: Batch, each: int = 1) -> Iterator[tuple[slice, Batch]]:
+def chunks(structure: Structure, batch: Batch, width: int) -> Iterator[tuple[slice, Batch]]:
     """Yield the data so few rows at a time that what is computed of them stays small.
 
     Args:
         structure: of the program.
         batch: data.
-        each: values of the continuous latents at which a density is asked for at a time.
+        width: how many numbers are computed of a datum and values of its discrete latents.
     """
-    size = max(1, AT_A_TIME // (math.prod(structure.values) * structure.width * each))
+    size = max(1, AT_A_TIME // (math.prod(structure.values) * width))
     for start in range(0, len(batch[0]), size):
         rows = slice(start, min(start + size, len(batch[0])))
         yield rows, tuple(part[rows] for part in batch)
@@ -137,13 +138,10 @@ def chunks(structure: Structure, batch: Batch, each: int = 1) -> Iterator[tuple[
 def _normalised(structure: Structure, log_p: Tensor, table: Tensor, start: int) -> Tensor:
     """Write p(y | x) to the table, and return log p(x), ``(B,)``."""
     flat = log_p.reshape(-1, log_p.shape[-1])
-    top = flat.amax(0)
-    shares = (flat - top).exp_()
-    total = shares.sum(0)
-    log_px = total.log() + top
+    shares, log_px = normalised(flat, 0)
     if not log_px.isfinite().all():
         _refuse(structure, flat, log_px, start)
-    torch.div(shares.reshape(log_p.shape), total, out=table)
+    table.copy_(shares.reshape(log_p.shape))
     return log_px
 
 
@@ -296,7 +294,7 @@ def expected_log_joint(structure: Structure, batch: Batch, found: Posterior, poi
         >>> torch.allclose(expected + q.continuous["z"].entropy().sum(), q.log_px.sum())  # the bound is tight
         True
     """
-    for rows, few in chunks(structure, batch, max(1, 2 * structure.dims)):
+    for rows, few in chunks(structure, batch, structure.width * max(1, 2 * structure.dims)):
         z = None if found.loc is None else _sigma_points(found, rows)
         density = log_joint(structure, few, points, z)
         density = density if z is None else density.mean(0)

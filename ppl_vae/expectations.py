@@ -8,9 +8,11 @@ densities are linear in the statistics of each factor, given the others.
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
+import torch
 from torch import Size, Tensor
 
 from ppl_vae.batches import Batch
@@ -21,16 +23,60 @@ from ppl_vae.families import Natural
 from ppl_vae.natural import Coefficients, log_density, natural
 from ppl_vae.programs import Program
 
-__all__ = ["Expectations"]
+__all__ = ["Expectations", "Runs", "Summed"]
 
 Runs = Mapping[str, Sequence[Site]]
 # Beyond it the combinations of points take longer than anybody waits.
 MOST_RUNS = 4096
 
 
+@dataclass(frozen=True)
+class Traced:
+    """Runs of the program on the first datum.
+
+    Attributes:
+        sizes: how many points the factors of each group took, by the group's number.
+        points: all factors' points.
+        traces: the sites of each run.
+    """
+
+    sizes: Mapping[int, int]
+    points: Mapping[str, Values]
+    traces: Sequence[Mapping[str, Site]]
+
+    def serves(self, sizes: Mapping[int, int], points: Mapping[str, Values]) -> bool:
+        """Tell whether averages over these runs are those over other numbers of the same points."""
+        enough = all(self.sizes.get(group, 1) % size == 0 for group, size in sizes.items())
+        return enough and all(self.points[name] is values for name, values in points.items())
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What is known of the ELBO once a discrete latent has its optimal probabilities.
+
+    Attributes:
+        site: the latent.
+        sites: whose expected log densities, with the entropy of the latent, make up the value.
+        value: ``sum_n log sum_y exp E[log p]``.
+        eta: parameters of all factors then.
+        weights: probabilities of all discrete latents then.
+    """
+
+    site: str
+    sites: Collection[str]
+    value: Tensor
+    eta: Mapping[str, Natural]
+    weights: Mapping[str, Tensor]
+
+    def holds(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> bool:
+        """Tell whether nothing has changed since."""
+        same = all(self.eta[name] is parameters for name, parameters in eta.items())
+        return same and all(self.weights[site] is table for site, table in weights.items())
+
+
 @dataclass
 class Expectations:
-    """Expected log densities on one batch.
+    """Expected log densities on one batch; the program must compute the same in every run.
 
     Attributes:
         model: Pyro program.
@@ -48,6 +94,7 @@ class Expectations:
     means: dict[str, Natural] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     _moments: dict[str, Coefficients] = field(default_factory=dict)
+    _traced: Traced | None = None
 
     def weigh_discrete(self, site: str, probabilities: Tensor) -> None:
         """Give a discrete latent its probabilities, ``(C, 1, ..., N)``."""
@@ -58,9 +105,26 @@ class Expectations:
         """Run the program on every combination of points that these sites can tell apart."""
         at_once = [name for name in sites if name in self.structure.once]
         others = [name for name in sites if name not in self.structure.once]
-        return (self._runs(at_once, rows=1) if at_once else {}) | (self._runs(others) if others else {})
+        return (self._on_first(at_once) if at_once else {}) | (self._on_all(others) if others else {})
 
-    def _runs(self, wanted: Sequence[str], rows: int | None = None) -> Runs:
+    def _on_first(self, wanted: Sequence[str]) -> Runs:
+        """Return runs on one datum, the last ones again if nothing has changed that these sites read."""
+        read, sizes = self._read(wanted)
+        kept = self._traced
+        if kept is None or not kept.serves(sizes, {name: self.points[name] for name in read}):
+            kept = self._traced = Traced(sizes, dict(self.points), [*self._traces(sizes, 1)])
+        return {name: [trace[name] for trace in kept.traces] for name in wanted}
+
+    def _on_all(self, wanted: Sequence[str]) -> Runs:
+        _, sizes = self._read(wanted)
+        found: dict[str, list[Site]] = {name: [] for name in wanted}
+        for trace in self._traces(sizes, None):
+            for name in wanted:
+                found[name].append(trace[name])
+        return found
+
+    def _read(self, wanted: Sequence[str]) -> tuple[set[str], dict[int, int]]:
+        """Return the factors that sites read, and how many points those of each group take."""
         read = set().union(*(self.structure.reads[name] for name in wanted))
         sizes: dict[int, int] = {}
         for factor in read:
@@ -71,14 +135,13 @@ class Expectations:
                 f"{', '.join(sorted(read))}: their product takes {math.prod(sizes.values())} runs of the program, "
                 f"and {MOST_RUNS} are allowed; split large latents (a plate for each row of a matrix), or fit a guide"
             )
-        found: dict[str, list[Site]] = {name: [] for name in wanted}
+        return read, sizes
+
+    def _traces(self, sizes: Mapping[int, int], rows: int | None) -> Iterator[Mapping[str, Site]]:
+        batch = tuple(part[:rows] for part in self.batch)
         for chosen in itertools.product(*map(range, sizes.values())):
             at = dict(zip(sizes, chosen, strict=True))
-            batch = tuple(part[:rows] for part in self.batch)
-            traced = run(self.model, batch, self._values(at, rows), self.structure.first_dim)
-            for name in wanted:
-                found[name].append(traced[name])
-        return found
+            yield run(self.model, batch, self._values(at, rows), self.structure.first_dim)
 
     def _values(self, at: Mapping[int, int], rows: int | None) -> Values:
         values = {}
@@ -107,7 +170,16 @@ class Expectations:
                 x = self._numbers(name, coefficients)
                 self._moments[name] = form.moments(x, self._joint_weights(batch, x))
             return form.total(self._moments[name], coefficients)
-        return (self.log_densities(name, runs) if name in self.structure.in_data else self.table(name, runs)).sum()
+        table = self.table(name, runs)
+        if name not in self.structure.in_data:
+            return table.sum()
+        return self._alike(name, table) if table.shape[-1] == 1 else self.contracted(table).sum()
+
+    def _alike(self, name: str, table: Tensor) -> Tensor:
+        """Sum a table that is the same for all data, which meets the sums of their weights alone."""
+        if name not in self._moments:
+            self._moments[name] = (self._joint_weights(table.shape[:-1], table).sum(-1),)
+        return (table.flatten() * self._moments[name][0]).sum()
 
     def log_densities(self, name: str, runs: Runs) -> Tensor:
         """Return the expected log density of a site for each datum, ``(N,)``, discrete latents summed out."""
@@ -126,13 +198,13 @@ class Expectations:
                 table = (table * self.weights[site]).sum(dim, keepdim=True)
         return table
 
-    def _joint_weights(self, batch: Size, x: Tensor) -> Tensor:
+    def _joint_weights(self, batch: Size, like: Tensor) -> Tensor:
         """Return the probability of each combination of the values that a site depends on, ``(C, N)``."""
-        joint = x.new_ones(*(1 for _ in batch), len(x))
-        for site, dim in self.structure.discrete.items():
-            if len(batch) + 1 >= -dim and batch[dim + 1] > 1:
-                joint = joint * self.weights[site]
-        return joint.expand(*batch, len(x)).reshape(-1, len(x))
+        rows, discrete = len(self.batch[0]), self.structure.discrete.items()
+        reading = [self.weights[s] for s, dim in discrete if len(batch) + 1 >= -dim and batch[dim + 1] > 1]
+        joint = reduce(torch.mul, reading) if reading else like.new_ones(rows)
+        joint = joint.reshape(joint.shape[-1 - len(batch) :])  # others read none of these
+        return joint.expand(*batch, rows).reshape(-1, rows)
 
     def _prior(self, name: str, sites: Sequence[Site]) -> Tensor | None:
         """Return the expected log density of a latent from its statistics, where these are known."""

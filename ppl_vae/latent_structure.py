@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import DATA_PLATE, PENALTY, ContractError, Site
-from ppl_vae.densities import log_density
+from ppl_vae.densities import is_shared, log_density
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
 from ppl_vae.tracing import Enumerating
@@ -41,6 +41,7 @@ class Structure:
         supports: name of each global latent to its support.
         prior: whether any site stands outside the plate "data".
         width: numbers in the widest value of one datum.
+        table_width: the same, but for values whose density is computed in parts where no gradient is asked for.
         like: an empty tensor of the type and on the device of the continuous latents.
     """
 
@@ -50,6 +51,7 @@ class Structure:
     supports: Mapping[str, Any]
     prior: bool
     width: int
+    table_width: int
     like: Tensor
 
     @property
@@ -110,7 +112,8 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         {name: site["fn"].event_shape for name, site in continuous.items()},
         {name: around[name]["fn"].support for name in points},
         bool(around),
-        max(prod(site["fn"].event_shape) for site in local.values()),
+        _widest(local),
+        _widest(local),
         like,
     )
     return _counted(found, few, points), points
@@ -196,7 +199,13 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
                     "), which then are not Gaussian given the data; train with pv.fit or pv.variational_em"
                 )
     counts = {name: _number_of_values(sites[name]) for name in found.discrete}
-    return replace(found, discrete=counts)
+    whole = {name: site for name, site in sites.items() if _is_local(site) and not is_shared(site["fn"])}
+    return replace(found, discrete=counts, table_width=_widest(whole))
+
+
+def _widest(sites: Mapping[str, Site]) -> int:
+    """Return how many numbers the widest value of one datum has."""
+    return max((prod(site["fn"].event_shape) for site in sites.values()), default=1)
 
 
 def _number_of_values(site: Site) -> int:

@@ -16,6 +16,8 @@ D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, htt
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import pyro.distributions as dist
@@ -25,7 +27,8 @@ from torch import Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
-from ppl_vae.expectations import Expectations
+from ppl_vae.densities import normalised
+from ppl_vae.expectations import Expectations, Runs, Summed
 from ppl_vae.factorisation import Factorisation, Joint, drawn, factorisation_of, run
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
@@ -36,6 +39,32 @@ __all__ = ["Factorised"]
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOOKS = 5  # that a gradient is taken until two agree
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A place at which slopes of the expected log joint are taken.
+
+    Attributes:
+        expected: expectations there.
+        mean: the factor's expected statistics, leaves of what the runs computed.
+        runs: of the sites that read the factor.
+        eta: the factor's parameters then.
+        axes: how many axes its batch has.
+        others: points of the other factors that these sites read.
+    """
+
+    expected: Expectations
+    mean: Natural
+    runs: Runs
+    eta: Natural
+    axes: int
+    others: Mapping[str, Values]
+
+    def serves(self, eta: Natural, points: Mapping[str, Values]) -> bool:
+        """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
+        same = all(points[name] is values for name, values in self.others.items())
+        return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
 
 
 class Factorised:
@@ -58,6 +87,7 @@ class Factorised:
         self.point = self._named(point)
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
+        self._summed: Summed | None = None
         self.begin()
 
     @property
@@ -84,6 +114,7 @@ class Factorised:
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
         self._checked: set[str] = set()
+        self._probes: dict[str, Probe] = {}
         priors = drawn(self.model, self.batch)
         for name, factor in self.factors.items():
             self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
@@ -124,13 +155,14 @@ class Factorised:
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
-        dim = self.structure.discrete[site]
-        readers = list(self.structure.in_data)
+        dim, readers = self.structure.discrete[site], list(self.structure.in_data)
         runs = self.expected.runs(readers)
-        tables = (self.expected.table(name, runs) for name in readers)
-        reading = (table for table in tables if table.dim() >= -dim and table.shape[dim] > 1)
-        logits = sum(self.expected.contracted(table, besides=site) for table in reading)
-        self.expected.weigh_discrete(site, logits.softmax(dim))
+        tables = {name: self.expected.table(name, runs) for name in readers}
+        reading = [name for name, table in tables.items() if table.dim() >= -dim and table.shape[dim] > 1]
+        logits = reduce(torch.add, (self.expected.contracted(tables.pop(name), besides=site) for name in reading))
+        weights, totals = normalised(logits.expand(*logits.shape[:-1], len(self.batch[0])), dim)
+        self.expected.weigh_discrete(site, weights)
+        self._summed = Summed(site, reading, totals.sum(), dict(self.eta), dict(self.expected.weights))
 
     def update(self, name: str, rate: float = 1.0) -> None:
         """Move a factor to its optimum given the others, or a share of the way in natural parameters."""
@@ -144,13 +176,13 @@ class Factorised:
             ContractError: the program is not conjugate in it.
         """
         family = self.factors[name].family
-        found = self._optimum(name, self.eta[name], 0)
+        found = self._optimum(name, self._kept_probe(name))
         if name in self._checked:
             return found
         for k in range(1, LOOKS):
             # At the optimum itself numbers have its size, and rounding is small.
             at = found if bool(family.valid(found).all()) else self.eta[name]
-            before, found = found, self._optimum(name, at, k % 2)
+            before, found = found, self._optimum(name, self._probe(name, at, k % 2))
             if all(map(alike, before, found)):
                 self._checked.add(name)
                 return found
@@ -162,13 +194,34 @@ class Factorised:
             "compute in float64, and bring data and priors to one scale"
         )
 
-    def _optimum(self, name: str, eta: Natural, k: int) -> Natural:
-        """Return the best parameters of a factor by the slopes of the expected log joint, taken near given ones."""
-        factor = self.factors[name]
+    def _optimum(self, name: str, probe: Probe) -> Natural:
+        """Return the best parameters of a factor by the slopes of the expected log joint."""
+        factor, readers = self.factors[name], self.structure.readers(name)
+        with torch.enable_grad():
+            total = self._total(probe.expected, readers, probe.runs, 1.0 if factor.local else self.scale)
+            slopes = torch.autograd.grad(
+                total, probe.mean, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return tuple(part.detach() for part in factor.family.optimum(slopes, probe.mean))
+
+    def _kept_probe(self, name: str) -> Probe:
+        """Return a place near the factor as it is, where the program has run already if possible."""
+        kept = self._probes.get(name)
+        if kept and kept.serves(self.eta[name], self.expected.points):
+            return kept
+        made = self._probe(name, self.eta[name], 0)
+        # Runs on all data would stay in memory.
+        if all(site in self.structure.once for site in self.structure.readers(name)):
+            self._probes[name] = made
+        return made
+
+    def _probe(self, name: str, eta: Natural, k: int) -> Probe:
+        """Run the program with a factor near given parameters."""
+        factor, readers = self.factors[name], self.structure.readers(name)
         with torch.enable_grad():
             near = factor.family.mean(factor.family.near(eta, k))
             mean = tuple(m.detach().clone().requires_grad_() for m in near)
-            moved = Expectations(
+            expected = Expectations(
                 self.model,
                 self.batch,
                 self.structure,
@@ -177,12 +230,12 @@ class Factorised:
                 self.expected.weights,
                 self.expected._moments,
             )
-            total = self._total(moved, self.structure.readers(name), 1.0 if factor.local else self.scale)
-            slopes = torch.autograd.grad(total, mean, allow_unused=True, materialize_grads=True)
-        return tuple(part.detach() for part in factor.family.optimum(slopes, mean))
+            runs = expected.runs(readers)
+        read = set().union(*(self.structure.reads[site] for site in readers)) - {name}
+        others = {other: self.expected.points[other] for other in read}
+        return Probe(expected, mean, runs, self.eta[name], len(factor.family.batch), others)
 
-    def _total(self, expected: Expectations, sites: Collection[str], scale: float) -> Tensor:
-        runs = expected.runs(sites)
+    def _total(self, expected: Expectations, sites: Collection[str], runs: Runs, scale: float) -> Tensor:
         return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
 
     def update_local(self, sweeps: int = 1) -> None:
@@ -254,12 +307,16 @@ class Factorised:
     @torch.no_grad()
     def elbo(self) -> Tensor:
         """Return the evidence lower bound of all data, in nats; the entropy of point masses is left out."""
-        value = self._total(self.expected, list(self.structure.reads), self.scale)
+        weights = self.expected.weights
+        known = self._summed if self._summed and self._summed.holds(self.eta, weights) else None
+        sites = [site for site in self.structure.reads if known is None or site not in known.sites]
+        value = self._total(self.expected, sites, self.expected.runs(sites), self.scale)
         for name, factor in self.factors.items():
             if name not in self.point:
                 value = value + factor.family.entropy(self.eta[name]).sum() * (self.scale if factor.local else 1.0)
-        for weights in self.expected.weights.values():
-            value = value + torch.special.entr(weights).sum() * self.scale
+        for site, table in weights.items():
+            own = known.value if known and site == known.site else torch.special.entr(table).sum()
+            value = value + own * self.scale
         return value
 
 
@@ -285,6 +342,21 @@ def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
     if isinstance(factor.family, Wishart):
         return values[0].logdet(), values[0]
     return None
+
+
+def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
+    """Tell whether every element of a batch, of so many axes, has moved by at most half its size.
+
+    Example:
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=0)
+        True
+        >>> of_one_size(torch.tensor([1.0, 10.0]), torch.tensor([3.0, 10.0]), axes=1)
+        False
+    """
+    moved, size = ((new - old).abs(), torch.maximum(old.abs(), new.abs()))
+    if old.dim() > axes:
+        moved, size = (part.flatten(axes).amax(axes) for part in (moved, size))
+    return bool((moved <= size / 2).all())
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

@@ -16,10 +16,9 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
 
 from ppl_vae.contract import Site
+from ppl_vae.densities import of_one_datum, parts, whitened
 
 __all__ = ["Form", "Linear", "Quadratic", "log_density", "natural", "natural_form"]
-
-ROWS = 4096  # at a time, so that what is computed of them stays in the caches
 
 Coefficients = tuple[Tensor, ...]
 
@@ -33,14 +32,13 @@ class Linear:
     def table(self, x: Tensor, coefficients: Coefficients) -> Tensor:
         """Return the log density of each datum under each row of coefficients, ``(C, N)``."""
         weight, constant = coefficients
-        out = x.new_empty(len(constant), len(x))
-        for rows in parts(len(x)):
-            torch.addmm(constant.unsqueeze(1), weight, self.features(x[rows]).mT, out=out[:, rows])
-        return out
+        pieces = (self.features(x[rows]) for rows in parts(len(x), sum(weight.shape)))
+        return torch.cat([torch.addmm(constant.unsqueeze(1), weight, piece.mT) for piece in pieces], 1)
 
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
-        return sum(weights[:, rows] @ self.features(x[rows]) for rows in parts(len(x))), weights.sum(1)
+        width = self.features(x[:1]).shape[1]
+        return sum(weights[:, rows] @ self.features(x[rows]) for rows in parts(len(x), width)), weights.sum(1)
 
     def total(self, moments: Coefficients, coefficients: Coefficients) -> Tensor:
         """Return the weighted sum of log densities over data and components."""
@@ -54,25 +52,16 @@ class Quadratic:
         self.origin = origin
 
     def table(self, x: Tensor, coefficients: Coefficients) -> Tensor:
-        """Return the log density of each datum under each row of coefficients, ``(C, N)``.
-
-        Data are whitened, which keeps the digits that the expanded square would lose.
-        """
+        """Return the log density of each datum under each row of coefficients, ``(C, N)``."""
         precision, linear, constant = coefficients
         factor = torch.linalg.cholesky(precision)
-        loc = torch.cholesky_solve(linear.unsqueeze(-1), factor)
-        level = constant + (linear * loc.squeeze(-1)).sum(-1) / 2
-        whiten, centre = factor.mT.reshape(-1, x.shape[1]), (factor.mT @ loc).reshape(-1, 1)
-        out = x.new_empty(len(constant), len(x))
-        for rows in parts(len(x)):
-            white = torch.addmm(centre, whiten, (x[rows] - self.origin).mT, beta=-1).unflatten(0, (len(constant), -1))
-            torch.sub(level.unsqueeze(1), white.square_().sum(1), alpha=0.5, out=out[:, rows])
-        return out
+        loc = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
+        return whitened(x, factor.mT, loc, constant + (linear * loc).sum(-1) / 2, self.origin)
 
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
         second, first = 0.0, 0.0
-        for rows in parts(len(x)):
+        for rows in parts(len(x), x.shape[1] ** 2):
             apart = x[rows] - self.origin
             second, first = second + weights[:, rows] @ products(apart), first + weights[:, rows] @ apart
         return second.unflatten(1, (x.shape[1], -1)), first, weights.sum(1)
@@ -150,16 +139,6 @@ def products(x: Tensor) -> Tensor:
     return (x.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
 
 
-def parts(rows: int) -> list[slice]:
-    """Return slices that cover so many rows.
-
-    Example:
-        >>> parts(5000)
-        [slice(0, 4096, None), slice(4096, 8192, None)]
-    """
-    return [slice(start, start + ROWS) for start in range(0, rows, ROWS)]
-
-
 def _kind(fn: Any) -> type | None:
     """Return which of torch's distributions this is, Pyro's wrapper of it included."""
     known = (MultivariateNormal, Normal, Bernoulli)
@@ -167,11 +146,11 @@ def _kind(fn: Any) -> type | None:
 
 
 def _multivariate(fn: MultivariateNormal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
-    tril, loc = _constant(fn._unbroadcasted_scale_tril, -3), _constant(fn.loc, -2)
+    tril, loc = of_one_datum(fn._unbroadcasted_scale_tril, 3), of_one_datum(fn.loc, 2)
     if tril is None or loc is None:
         return None
     given = fn.__dict__.get("precision_matrix")
-    precision = torch.cholesky_inverse(tril) if given is None else _constant(given, -3)
+    precision = torch.cholesky_inverse(tril) if given is None else of_one_datum(given, 3)
     origin = origin.to(loc)
     loc = loc - origin
     half_log_det = -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -187,8 +166,8 @@ def _multivariate(fn: MultivariateNormal, event: bool, origin: Tensor) -> tuple[
 
 
 def _normal(fn: Normal, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
-    axis = -2 if event else -1
-    loc, scale = _constant(fn.loc, axis), _constant(fn.scale, axis)
+    axis = 2 if event else 1
+    loc, scale = of_one_datum(fn.loc, axis), of_one_datum(fn.scale, axis)
     if loc is None or scale is None:
         return None
     origin = origin.to(loc)
@@ -203,10 +182,10 @@ def _normal(fn: Normal, event: bool, origin: Tensor) -> tuple[Form, Coefficients
 
 
 def _bernoulli(fn: Bernoulli, event: bool, origin: Tensor) -> tuple[Form, Coefficients] | None:
-    axis = -2 if event else -1
+    axis = 2 if event else 1
     # Probabilities as they were given: torch's logits of them stop at the machine's smallest step from 0 and 1.
     name = "probs" if "probs" in fn.__dict__ else "logits"
-    given = _constant(getattr(fn, name), axis)
+    given = of_one_datum(getattr(fn, name), axis)
     if given is None:
         return None
     given = given if event else given.unsqueeze(-1)
@@ -215,15 +194,6 @@ def _bernoulli(fn: Bernoulli, event: bool, origin: Tensor) -> tuple[Form, Coeffi
     else:
         log, log_not = torch.nn.functional.logsigmoid(given), torch.nn.functional.logsigmoid(-given)
     return Linear(_itself if event else _scalar), (log - log_not, log_not.sum(-1))
-
-
-def _constant(parameter: Tensor, axis: int) -> Tensor | None:
-    """Return a parameter without its axis of data, if it is the same along it."""
-    if parameter.dim() < -axis:
-        return parameter
-    if parameter.shape[axis] == 1 or parameter.stride(axis) == 0:
-        return parameter.select(axis, 0)
-    return None
 
 
 def _itself(x: Tensor) -> Tensor:

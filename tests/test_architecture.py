@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "quality": {"features", "programs", "progress", "two_samples"},
     "ascent": set(),
     "clusters": set(),
-    "conditioning": {"batches", "contract", "latent_structure"},
+    "conditioning": {"batches", "contract", "densities", "latent_structure"},
     "densities": set(),
     "iterating": {"progress"},
     "latent_structure": {"batches", "contract", "densities", "programs", "supports", "tracing"},
@@ -93,11 +93,13 @@ MAY_IMPORT = {
     "priors": {"positive_definite"},
     "matrices": set(),
     "families": {"matrices", "priors"},
-    "natural": {"contract"},
+    "natural": {"contract", "densities"},
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
     "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
-    "mean_field": {"batches", "contract", "expectations", "factorisation", "factors", "families", "programs"},
+    "mean_field": {
+        *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "programs"),
+    },
 }
 PARTS_OF_PROGRAMS = {"nets", "components", "covariances", "priors", "regression"}
 # Bounds are functions of particles; estimators also run programs, through weigh alone.

@@ -17,7 +17,7 @@ from pyro import poutine
 from test_shared_latents import NAMES, drawn
 
 import ppl_vae as pv
-from ppl_vae import natural, priors
+from ppl_vae import densities, priors
 from ppl_vae.families import Dirichlet, Gaussian, NormalWishart
 
 F64 = torch.float64
@@ -224,8 +224,8 @@ def test_it_can_be_kept_and_told(name, tmp_path):
 
 def test_rows_at_a_time_are_nobodys_business(name, monkeypatch):
     _, _, whole = run(name)
-    for rows in (1, 3):
-        monkeypatch.setattr(natural, "ROWS", rows)
+    for numbers in (1, 30):
+        monkeypatch.setattr(densities, "AT_A_TIME", numbers)
         _, _, cut = run(name)
         torch.testing.assert_close(cut.history, whole.history, rtol=0, atol=1e-11)
 

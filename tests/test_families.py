@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vae import natural
+from ppl_vae import densities, natural
 from ppl_vae.factors import factor_of, joint_factor_of
 from ppl_vae.families import Dirichlet, Gaussian, NormalWishart, Wishart
 from ppl_vae.matrices import expected_log_det
@@ -394,8 +394,8 @@ def test_the_rows_taken_at_a_time_are_nobodys_business(form, monkeypatch):
     found, coefficients, _ = natural.natural([{"fn": fn, "mask": None}], x.mean(0))
     weights = torch.rand(3, 7, dtype=F64)
     whole = found.table(x, coefficients), *found.moments(x, weights)
-    for rows in (1, 3, 7):
-        monkeypatch.setattr(natural, "ROWS", rows)
+    for numbers in (1, 30, 100):
+        monkeypatch.setattr(densities, "AT_A_TIME", numbers)
         for one, other in zip((found.table(x, coefficients), *found.moments(x, weights)), whole, strict=True):
             close(one, other)
 
