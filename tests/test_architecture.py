@@ -97,7 +97,10 @@ MAY_IMPORT = {
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
     "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
+    "probes": {"expectations", "factors", "families"},
     "mean_field": {
+        "densities",
+        "probes",
         *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "programs"),
     },
 }
