@@ -129,7 +129,7 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
 
 
 def drawn(model: Program, batch: Batch) -> dict[str, Site]:
-    """Run a program as it is, and return its continuous latents.
+    """Run a program without enumerating, and return its continuous latents.
 
     One that follows a discrete latent has one value for each datum then, as its factor does.
     """
@@ -140,7 +140,7 @@ def drawn(model: Program, batch: Batch) -> dict[str, Site]:
 
 def _drawn(model: Program, batch: Batch) -> dict[str, Site]:
     with own_parameters(), pyro.validation_enabled(False):
-        found = contract.latents(poutine.trace(model).get_trace(*batch))
+        found = contract.latents(poutine.trace(Placing({})(model)).get_trace(*batch))
     return {name: site for name, site in found.items() if not site["fn"].support.is_discrete}
 
 

@@ -39,13 +39,11 @@ from ppl_vae.factorisation import (
 )
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
-from ppl_vae.probes import Probe, Summed
+from ppl_vae.probes import Probe, Summed, alike
 from ppl_vae.programs import Program
 
 __all__ = ["Factorised", "factorised"]
 
-# How far two gradients of a linear function may differ, in parts of the larger.
-LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 LOOKS = 5  # that a gradient is taken until two agree
 
 
@@ -343,9 +341,3 @@ def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
     if isinstance(factor.family, Wishart):
         return values[0].logdet(), values[0]
     return None
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two gradients agree, as those of a linear function do."""
-    size = torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1.0)
-    return bool((a - b).abs().max() <= LINEAR.get(a.dtype, 1e-2) * size)

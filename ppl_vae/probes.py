@@ -1,4 +1,4 @@
-"""What one update of a mean-field posterior leaves for the next: runs of the program, sums over a discrete latent."""
+"""What an update of a mean-field posterior leaves for the next: places with their runs, sums over a discrete latent."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from ppl_vae.expectations import Expectations, Runs
 from ppl_vae.factors import Values
 from ppl_vae.families import Natural
 
-__all__ = ["Probe", "Summed"]
+__all__ = ["Probe", "Summed", "alike"]
+
+# How far two gradients of a linear function may differ, in parts of the larger.
+LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,9 @@ def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
     if old.dim() > axes:
         moved, size = (part.flatten(axes).amax(axes) for part in (moved, size))
     return bool((moved <= size / 2).all())
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two gradients agree, as those of a linear function do."""
+    size = torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1.0)
+    return bool((a - b).abs().max() <= LINEAR.get(a.dtype, 1e-2) * size)
