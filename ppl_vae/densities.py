@@ -1,13 +1,14 @@
 """Log densities of many data under a few normal distributions: whitened, as one matrix product."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-__all__ = ["is_shared", "log_density", "normalised", "of_one_datum", "parts", "whitened"]
+__all__ = ["in_parts", "is_shared", "log_density", "normalised", "of_one_datum", "parts", "whitened"]
 
 # Numbers computed at a time, which then stay in the processor's cache.
 AT_A_TIME = 2**17
@@ -108,13 +109,38 @@ def whitened(x: Tensor, whitening: Tensor, loc: Tensor, level: Tensor, origin: T
     # A column of ones carries the shift through the product, which saves a pass over all of its result.
     weight = torch.cat([whitening, -whitening @ loc.unsqueeze(-1)], -1).reshape(-1, x.shape[1] + 1)
     one = x.new_ones(len(x), 1)
-    found = []
-    for rows in parts(len(x), len(weight)):
+
+    def of_rows(rows: slice) -> Tensor:
         # Data along the last axis: sums over D then run over whole rows of memory.
         y = (weight @ torch.cat([x[rows] - origin, one[rows]], 1).mT).unflatten(0, whitening.shape[:2])
         squares = (y.square() if y.requires_grad else y.square_()).sum(1)
-        found.append(torch.sub(level.unsqueeze(1), squares, alpha=0.5))
-    return torch.cat(found, 1)
+        return torch.sub(level.unsqueeze(1), squares, alpha=0.5)
+
+    return in_parts(of_rows, len(x), len(weight))
+
+
+def in_parts(of_rows: Callable[[slice], Tensor], rows: int, width: int) -> Tensor:
+    """Return what a function of a few rows gives for all of them, side by side.
+
+    Args:
+        of_rows: from a slice of rows to ``(..., few)``.
+        rows: of the data.
+        width: how many numbers it computes of a row.
+
+    Example:
+        >>> in_parts(lambda rows: torch.arange(5)[rows], 5, width=2**16)
+        tensor([0, 1, 2, 3, 4])
+    """
+    slices = parts(rows, width)
+    first = of_rows(slices[0])
+    if len(slices) == 1 or first.requires_grad:
+        return torch.cat([first, *map(of_rows, slices[1:])], -1) if len(slices) > 1 else first
+    # A list of small tensors would be held twice, and leave holes in memory.
+    out = first.new_empty(*first.shape[:-1], rows)
+    out[..., slices[0]] = first
+    for few in slices[1:]:
+        out[..., few] = of_rows(few)
+    return out
 
 
 def normalised(log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -82,8 +82,8 @@ class Factorised:
         sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for site, dim in self.structure.discrete.items():
             values = number_of_values(sites[site])
-            shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
-            self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
+            even = self._like().new_full([values] + [1] * (-dim - 1), 1 / values)
+            self.expected.weigh_discrete(site, even.expand(*even.shape[:-1], len(self.batch[0])))
 
     def _like(self) -> Tensor:
         etas = [eta[0] for eta in self.eta.values()]
@@ -116,15 +116,17 @@ class Factorised:
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
-        dim, before, readers = self.structure.discrete[site], self.expected.weights[site], [*self.structure.in_data]
-        if before.shape[dim] == 1:
+        dim, readers = self.structure.discrete[site], [*self.structure.in_data]
+        shape = self.expected.weights[site].shape
+        if shape[dim] == 1:
             return
+        self._summed = None
         runs = self.expected.runs(readers)
         tables = {name: self.expected.table(name, runs) for name in readers}
         reading = [name for name, table in tables.items() if table.dim() >= -dim and table.shape[dim] > 1]
         logits = reduce(torch.add, (self.expected.contracted(tables.pop(name), besides=site) for name in reading))
-        everywhere, _ = torch.broadcast_tensors(logits, before)  # sums leave axes of one in front
-        weights, totals = normalised(everywhere.reshape(before.shape), dim)
+        everywhere = logits.expand(torch.broadcast_shapes(logits.shape, shape))  # sums leave axes of one in front
+        weights, totals = normalised(everywhere.reshape(shape), dim)
         self.expected.weigh_discrete(site, weights)
         self._summed = Summed(site, reading, totals.sum(), dict(self.eta), dict(self.expected.weights))
 

@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
 
 from ppl_vae.contract import Site
-from ppl_vae.densities import of_one_datum, parts, whitened
+from ppl_vae.densities import in_parts, of_one_datum, parts, whitened
 
 __all__ = ["Form", "Linear", "Quadratic", "log_density", "natural", "natural_form"]
 
@@ -32,8 +32,11 @@ class Linear:
     def table(self, x: Tensor, coefficients: Coefficients) -> Tensor:
         """Return the log density of each datum under each row of coefficients, ``(C, N)``."""
         weight, constant = coefficients
-        pieces = (self.features(x[rows]) for rows in parts(len(x), sum(weight.shape)))
-        return torch.cat([torch.addmm(constant.unsqueeze(1), weight, piece.mT) for piece in pieces], 1)
+
+        def of_rows(rows: slice) -> Tensor:
+            return torch.addmm(constant.unsqueeze(1), weight, self.features(x[rows]).mT)
+
+        return in_parts(of_rows, len(x), sum(weight.shape))
 
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
