@@ -12,7 +12,7 @@ from ppl_vae.clusters import nearly_empty
 from ppl_vae.factorisation import Joint
 from ppl_vae.families import Natural
 from ppl_vae.iterating import Iterated, check_iterations, iterated
-from ppl_vae.mean_field import Factorised
+from ppl_vae.mean_field import Factorised, factorised
 from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.point_estimate import check_finite
 from ppl_vae.programs import Program, Programs, forked_random_state, modes_and_buffers_kept, program_name
@@ -120,7 +120,7 @@ def cavi(
     programs = Programs(model, model)
     batch = programs.on_device(batch)
     with forked_random_state(seed), modes_and_buffers_kept(programs, training=False), torch.no_grad():
-        ascent = Ascent(Factorised(model, batch, joint, point), start)
+        ascent = Ascent(factorised(model, batch, joint, point), start)
         if batch_size is not None:
             ascent = StochasticAscent(ascent.factorised, start, check_batch_size(batch_size, batch), rate)
         elif rate is not None:

@@ -1,7 +1,7 @@
 """What mean field needs to know of a program: its factors, and which site reads which of them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -20,7 +20,7 @@ from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Factorisation", "factorisation_of", "run"]
+__all__ = ["Factorisation", "drawn", "factorisation_of", "factorisation_on", "number_of_values", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
 SURVEYED = 256  # data, to see which site reads which latent
@@ -104,9 +104,10 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
             outside it, nothing observed or nothing to infer.
     """
     first_dim = -1 - _depth(model, batch)
-    sites = run(model, batch, {}, first_dim)
+    sites, alone = (run(model, part, {}, first_dim) for part in (batch, tuple(part[:1] for part in batch)))
     for name, site in sites.items():
         _check(name, site)
+        _check_place(name, site, alone, len(batch[0]))
     _check_all(sites)
     discrete = {name: site["infer"]["_enumerate_dim"] for name, site in sites.items() if enumerated(site)}
     continuous = drawn(model, batch)
@@ -115,14 +116,12 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     factors = _factors(continuous, pairs)
     owner = {site: factor.name for factor in factors for site in factor.sites}
     reads = {site: frozenset(owner[name] for name in names) for site, names in read.items()}
-    observed = {name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)}
     return Factorisation(
         factors={factor.name: factor for factor in factors},
         discrete=discrete,
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
-        observed=observed,
-        origins={name: value.mean(0) for name, value in observed.items() if value.is_floating_point()},
+        **_seen(sites),
         once=_once(model, batch, continuous, first_dim),
         groups=_groups(owner.values(), reads.values()),
         first_dim=first_dim,
@@ -135,13 +134,32 @@ def drawn(model: Program, batch: Batch) -> dict[str, Site]:
     One that follows a discrete latent has one value for each datum then, as its factor does.
     """
     with own_parameters(), pyro.validation_enabled(False):
-        found = contract.latents(poutine.trace(model).get_trace(*batch))
+        found = contract.latents(poutine.trace(Placing({})(model)).get_trace(*batch))
     return {name: site for name, site in found.items() if not site["fn"].support.is_discrete}
+
+
+def factorisation_on(found: Factorisation, model: Program, batch: Batch) -> Factorisation:
+    """Return what is known of a program, for other data."""
+    latents = drawn(model, batch)
+    local = {name: factor_of(name, latents[name]["fn"], True) for name, factor in found.factors.items() if factor.local}
+    return replace(found, factors={**found.factors, **local}, **_seen(run(model, batch, {}, found.first_dim)))
+
+
+def _seen(sites: Mapping[str, Site]) -> dict[str, dict[str, Tensor]]:
+    observed = {name: site["value"] for name, site in sites.items() if site["is_observed"] and in_data(site)}
+    origins = {name: value.mean(0) for name, value in observed.items() if value.is_floating_point()}
+    return {"observed": observed, "origins": origins}
 
 
 def enumerated(site: Site) -> bool:
     """Tell whether a site takes all its values at once."""
     return site["infer"].get("_enumerate_dim") is not None
+
+
+def number_of_values(site: Site) -> int:
+    """Return how many values an enumerated site takes."""
+    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
+    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
 
 
 def in_data(site: Site) -> bool:
@@ -152,7 +170,7 @@ def in_data(site: Site) -> bool:
 def _depth(model: Program, batch: Batch) -> int:
     """Return how many axes the plates of a program take."""
     with own_parameters():
-        trace = poutine.trace(model).get_trace(*batch)
+        trace = poutine.trace(Placing({})(model)).get_trace(*batch)
     frames = [f for site in trace.nodes.values() if site["type"] == "sample" for f in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=1)
 
@@ -165,8 +183,11 @@ def _check(name: str, site: Site) -> None:
             f"site '{name}': discrete and outside the plate 'data'; factors of discrete latents are those of each "
             "datum. Put it in the plate, or try its values one after the other"
         )
-    if in_data(site) and not contract.has_common_scale(site):
-        raise ContractError(f"site '{name}' has a scale of its own (poutine.scale), which no factor has; drop it")
+    if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+        raise ContractError(
+            f"site '{name}' has a scale, {site['scale']:.4g} (poutine.scale, or a plate that holds fewer data than its "
+            "size), which no factor has; drop it, and give all data (batch_size= takes a few at a time)"
+        )
 
 
 def _check_all(sites: Mapping[str, Site]) -> None:
@@ -201,8 +222,6 @@ def _once(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: 
     whole = run(model, batch, values, first_dim)
     values = {name: value[:1] if in_data(latents[name]) else value for name, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
-    for name, site in whole.items():
-        _check_place(name, site, alone, len(batch[0]))
     return frozenset(name for name, site in whole.items() if _alike(site, alone[name]))
 
 

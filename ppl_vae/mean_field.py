@@ -28,13 +28,21 @@ from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.densities import normalised
 from ppl_vae.expectations import Expectations, Runs, Summed
-from ppl_vae.factorisation import Factorisation, Joint, drawn, factorisation_of, run
+from ppl_vae.factorisation import (
+    Factorisation,
+    Joint,
+    drawn,
+    factorisation_of,
+    factorisation_on,
+    number_of_values,
+    run,
+)
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
 from ppl_vae.probes import Probe, alike
 from ppl_vae.programs import Program
 
-__all__ = ["Factorised"]
+__all__ = ["Factorised", "factorised"]
 
 LOOKS = 5  # that a gradient is taken until two agree
 
@@ -45,18 +53,15 @@ class Factorised:
     Args:
         model: Pyro program.
         batch: tensors.
-        joint: pairs of a mean and its precision that share a factor; None finds them.
-        point: factors, by a site's name, that are a point mass at the mode of the optimal factor.
+        structure: what is known of the program on this batch.
+        point: names of the factors that are a point mass at the mode of the optimal factor.
         scale: N / B, how many data each datum of the batch stands for.
     """
 
     def __init__(
-        self, model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
+        self, model: Program, batch: Batch, structure: Factorisation, point: frozenset[str], scale: float = 1.0
     ):
-        self.model, self.batch, self.scale = model, batch, scale
-        self.joint, self.point_sites = joint, tuple(point)
-        self.structure: Factorisation = factorisation_of(model, batch, joint)
-        self.point = self._named(point)
+        self.model, self.batch, self.structure, self.point, self.scale = model, batch, structure, point, scale
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
         self._summed: Summed | None = None
@@ -67,22 +72,6 @@ class Factorised:
         """The factors of continuous latents, by name."""
         return self.structure.factors
 
-    def _named(self, point: Collection[str]) -> frozenset[str]:
-        owner = {site: name for name, factor in self.factors.items() for site in factor.sites}
-        for site in point:
-            if site not in owner:
-                raise ContractError(
-                    f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
-                )
-        named = frozenset(owner[site] for site in point)
-        for name in named:
-            if not set(self.factors[name].sites) <= set(point):
-                raise ContractError(
-                    f"point: '{name}' is one factor, which is a point mass or none; name both, or take them apart by "
-                    "joint=()"
-                )
-        return named
-
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
         self._checked: set[str] = set()
@@ -92,7 +81,7 @@ class Factorised:
             self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
         sites = run(self.model, self.batch, {}, self.structure.first_dim)
         for site, dim in self.structure.discrete.items():
-            values = sites[site]["value"].shape[dim]
+            values = number_of_values(sites[site])
             shape = [values] + [1] * (-dim - 2) + [len(self.batch[0])]
             self.expected.weigh_discrete(site, self._like().new_full(shape, 1 / values))
 
@@ -127,12 +116,16 @@ class Factorised:
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
         """Give a discrete latent its optimal probabilities, given the other factors."""
-        dim, readers = self.structure.discrete[site], list(self.structure.in_data)
+        dim, weights = self.structure.discrete[site], self.expected.weights[site]
+        if weights.shape[dim] == 1:
+            return
+        readers = list(self.structure.in_data)
         runs = self.expected.runs(readers)
         tables = {name: self.expected.table(name, runs) for name in readers}
         reading = [name for name, table in tables.items() if table.dim() >= -dim and table.shape[dim] > 1]
         logits = reduce(torch.add, (self.expected.contracted(tables.pop(name), besides=site) for name in reading))
-        weights, totals = normalised(logits.expand(*logits.shape[:-1], len(self.batch[0])), dim)
+        everywhere, _ = torch.broadcast_tensors(logits, weights)  # sums leave axes of one in front
+        weights, totals = normalised(everywhere.reshape(weights.shape), dim)
         self.expected.weigh_discrete(site, weights)
         self._summed = Summed(site, reading, totals.sum(), dict(self.eta), dict(self.expected.weights))
 
@@ -232,7 +225,8 @@ class Factorised:
 
     def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
         """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
-        other = Factorised(self.model, batch, self.joint, self.point_sites, scale)
+        structure = factorisation_on(self.structure, self.model, batch)
+        other = Factorised(self.model, batch, structure, self.point, scale)
         other._checked = self._checked
         for name, factor in self.factors.items():
             if not factor.local:
@@ -290,6 +284,37 @@ class Factorised:
             own = known.value if known and site == known.site else torch.special.entr(table).sum()
             value = value + own * self.scale
         return value
+
+
+def factorised(model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = ()) -> Factorised:
+    """Return the posterior of a program, near its prior.
+
+    Args:
+        model: Pyro program.
+        batch: tensors.
+        joint: pairs of a mean and its precision that share a factor; None finds them.
+        point: sites whose factor is a point mass at the mode of the optimal factor.
+
+    Raises:
+        ContractError: the program has a latent that no factor fits, or none of a name.
+    """
+    structure = factorisation_of(model, batch, joint)
+    return Factorised(model, batch, structure, _points(structure, point))
+
+
+def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
+    owner = {site: factor for factor in structure.factors.values() for site in factor.sites}
+    for site in point:
+        if site not in owner:
+            raise ContractError(
+                f"point: '{site}' is no continuous latent of the program; there are {', '.join(owner) or 'none'}"
+            )
+        if not set(owner[site].sites) <= set(point):
+            raise ContractError(
+                f"point: '{owner[site].name}' is one factor, which is a point mass or none; name both, or take them "
+                "apart by joint=()"
+            )
+    return frozenset(owner[site].name for site in point)
 
 
 def _check_peak(factor: Factor, eta: Natural) -> None:

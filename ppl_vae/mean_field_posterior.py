@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.batches import as_batch
+from ppl_vae.batches import Batch, as_batch
 from ppl_vae.clusters import Clusters, responsibilities
 from ppl_vae.conditioning import posterior
 from ppl_vae.exporting import from_arrays
@@ -95,8 +95,7 @@ class MeanField(Clusters):
             >>> bool((found.log_density(torch.ones(1, 1)).exp() - 3 / 5).abs() < 0.05)
             True
         """
-        model, batch = self.factorised.model, as_batch(x)
-        check_finite(batch)
+        model, batch = self.factorised.model, self._taken(x)
         names = [s for f in self.factorised.factors.values() if not f.local for s in f.sites]
         drawn = self.sample(draws if self.factorised.uncertain else 1, seed)
         with forked_random_state(seed), modes_and_buffers_kept(Programs(model, model), training=False), torch.no_grad():
@@ -117,12 +116,17 @@ class MeanField(Clusters):
         Raises:
             ValueError: the model does not have exactly one discrete latent for each datum.
         """
-        batch = as_batch(x)
-        check_finite(batch)
-        with forked_random_state(), torch.no_grad():
+        model, batch = self.factorised.model, self._taken(x)
+        with forked_random_state(), modes_and_buffers_kept(Programs(model, model), training=False), torch.no_grad():
             other = self.factorised.on(batch)
             other.update_local(sweeps=20)
         return responsibilities(other.probabilities())
+
+    def _taken(self, x: Any) -> Batch:
+        """Return new data where the model is."""
+        batch = as_batch(x)
+        check_finite(batch)
+        return Programs(self.factorised.model, self.factorised.model).on_device(batch)
 
     def to_arviz(self, draws: int = 1000, seed: int = 0) -> Any:
         """Return draws from q in the form of ArviZ.

@@ -8,13 +8,12 @@ import copy
 import pickle
 
 import odds
-import pairs
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conjugate import SHARED, drawn
 from pyro import poutine
-from test_shared_latents import NAMES, drawn
 
 import ppl_vae as pv
 from ppl_vae import densities, priors
@@ -24,7 +23,7 @@ F64 = torch.float64
 DRAWS = 2000
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SHARED)
 def name(request):
     return request.param
 
@@ -122,7 +121,7 @@ def held_by(found, grow=1.0):
 
 
 def test_there_are_programs():
-    assert len(NAMES) >= 7
+    assert len(SHARED) >= 7
 
 
 def test_the_bound_never_falls(name):
@@ -276,7 +275,3 @@ def test_single_precision_is_near(name):
     for site, q in narrow.q.items():
         assert q.mean.dtype == torch.float32
         torch.testing.assert_close(q.mean.double(), wide.q[site].mean, rtol=1e-2, atol=1e-2)
-
-
-def test_files_are_found():
-    assert pairs.with_global_latents() == set(NAMES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ppl_vae import mean_field
 from ppl_vae.densities import normalised
 from ppl_vae.mean_field import Factorised
 from ppl_vae.models.bayesian_bernoulli_mixture import BayesianBernoulliMixture
@@ -35,12 +36,12 @@ def factorised(request):
 
 def made(model, batch, joint=None):
     torch.manual_seed(1)
-    return Factorised(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
+    return mean_field.factorised(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
 
 
 def anew(factorised):
     """Return the same posterior without anything kept."""
-    other = Factorised(factorised.model, factorised.batch, factorised.joint)
+    other = Factorised(factorised.model, factorised.batch, factorised.structure, factorised.point)
     other.load(factorised.eta, factorised.expected.weights)
     return other
 

@@ -1,18 +1,16 @@
 """Programs with latents that all data share: densities against SciPy, draws, and Pyro's own inference."""
 
-import inspect
-
-import pairs
 import pyro
 import pytest
 import torch
+from conjugate import SHARED, N, drawn, like, made
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from scipy import stats
 
 import ppl_vae as pv
-from ppl_vae import contract, zoo
+from ppl_vae import contract
 from ppl_vae.models.bayesian_bernoulli_mixture import BayesianBernoulliMixture
 from ppl_vae.models.bayesian_diagonal_mixture import BayesianDiagonalMixture
 from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -21,37 +19,14 @@ from ppl_vae.models.beta_bernoulli import BetaBernoulli
 from ppl_vae.models.correlated_gaussian import CorrelatedGaussian
 from ppl_vae.models.normal_gamma import NormalGamma
 
-NAMES = sorted(pairs.with_global_latents())
-N = 7
 
-
-def made(name):
-    torch.manual_seed(0)
-    return zoo.build(zoo.find("models", name), pairs.SMALL).double()
-
-
-def like(model):
-    """Return a batch in the form that a model takes: its data first, what it only reads after."""
-    torch.manual_seed(1)
-    rest = list(inspect.signature(model.forward).parameters)[1:]
-    shape = (N,) if rest else (N, pairs.SMALL["x_dim"])
-    return (torch.zeros(shape).double(), *(torch.randn(N, pairs.SMALL["x_dim"]).double() for _ in rest))
-
-
-def drawn(name, seed=0):
-    """Return a model, and a batch whose data it has drawn."""
-    model = made(name)
-    batch = like(model)
-    return model, (pv.sample(model, like=batch, n=N, seed=seed)["x"], *batch[1:])
-
-
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SHARED)
 def name(request):
     return request.param
 
 
 def test_there_are_such_programs():
-    assert len(NAMES) >= 7
+    assert len(SHARED) >= 7
 
 
 def test_sample_draws_every_site_once(name):
