@@ -16,7 +16,8 @@ gamma a Wishart of one, a beta a Dirichlet of two. Second moments are taken abou
 zero keep their digits: with m the mean and S the covariance, ``<eta, E t>`` of a normal is a function of m and S.
 
 Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, sections 2.4 and 10.4; sigma
-points as in S. Julier, J. Uhlmann, "Unscented Filtering and Nonlinear Estimation", Proceedings of the IEEE 2004.
+points at the corners of a simplex as in S. Julier, J. Uhlmann, "Reduced Sigma Point Filters for the Propagation of
+Means and Covariances through Nonlinear Transformations", American Control Conference 2002.
 """
 
 import math
@@ -26,7 +27,7 @@ import torch
 from torch import Size, Tensor
 
 from ppl_vae import priors
-from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, symmetric
+from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, simplex, symmetric
 
 __all__ = ["Dirichlet", "Family", "Gaussian", "Natural", "NormalWishart", "Wishart"]
 
@@ -98,11 +99,10 @@ class Gaussian(Family):
         return self.distribution(eta).entropy()
 
     def points(self, mean: Natural) -> tuple[Tensor, ...]:
-        """Return ``m +- sqrt(D) L e_i``, ``(2 D, ..., D)``."""
+        """Return ``m + L s_i`` with the corners s of a simplex, ``(D + 1, ..., D)``: as few as have the moments."""
         loc, covariance = mean
-        spread = self.size**0.5 * torch.linalg.cholesky(covariance).mT
-        steps = spread.movedim(-2, 0)  # a column of the factor each
-        return (torch.cat([loc + steps, loc - steps]),)
+        spread = simplex(self.eye) @ torch.linalg.cholesky(covariance).mT
+        return (loc + spread.movedim(-2, 0),)
 
     def mode(self, eta: Natural) -> tuple[Tensor, ...]:
         """Return the value of highest density."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["expected_log_det", "log_diagonal", "outer", "positive", "symmetric"]
+__all__ = ["expected_log_det", "log_diagonal", "outer", "positive", "simplex", "symmetric"]
 
 
 def expected_log_det(df: Tensor, scale_tril: Tensor) -> Tensor:
@@ -44,3 +44,22 @@ def outer(vector: Tensor) -> Tensor:
 def positive(matrix: Tensor) -> Tensor:
     """Tell which matrices are positive definite."""
     return torch.linalg.cholesky_ex(matrix)[1] == 0
+
+
+def simplex(like: Tensor) -> Tensor:
+    """Return D + 1 vectors whose mean is zero and whose covariance is the identity: corners of a simplex.
+
+    They are the columns of Helmert's matrix.
+
+    Args:
+        like: the identity, ``(D, D)``.
+
+    Example:
+        >>> simplex(torch.eye(1)).T
+        tensor([[ 1., -1.]])
+    """
+    size = like.shape[-1]
+    k = torch.arange(1, size + 1, dtype=like.dtype, device=like.device)
+    rows = like.new_ones(size, size + 1).tril()
+    rows.diagonal(1).copy_(-k)
+    return ((size + 1) / (k * (k + 1))).sqrt() * rows.mT

@@ -31,7 +31,7 @@ def name(request):
 def run(name, **options):
     """Return a model, its own data, and what was found."""
     model, batch = drawn(name)
-    return model, batch, pv.cavi(model, batch, **{"iterations": 8, "tol": 0, **options})
+    return model, batch, pv.cavi(model, batch, **{"iterations": 3, "tol": 0, **options})
 
 
 # q, with parameters for each draw.
@@ -126,11 +126,10 @@ def test_there_are_programs():
 
 def test_the_bound_never_falls(name):
     model, batch = drawn(name)
-    for seed in range(2):
-        for start in (None, pv.starts.random) if hasattr(model, "concentration") else (None,):
-            found = pv.cavi(model, batch, iterations=12, tol=0, start=start, seed=seed)
-            assert torch.tensor(found.history["elbo"], dtype=F64).diff().min() >= -1e-10
-            assert len(found.history["elbo"]) == 13
+    for start in (None, pv.starts.random) if hasattr(model, "concentration") else (None,):
+        found = pv.cavi(model, batch, iterations=12, tol=0, start=start)
+        assert torch.tensor(found.history["elbo"], dtype=F64).diff().min() >= -1e-10
+        assert len(found.history["elbo"]) == 13
 
 
 def test_the_bound_is_a_mean_over_draws(name):
@@ -171,7 +170,7 @@ def test_probabilities_are_those(name):
 
 def test_restarts_keep_the_best(name):
     model, batch = drawn(name)
-    options = {"iterations": 4, "tol": 0, "start": pv.starts.random if hasattr(model, "concentration") else None}
+    options = {"iterations": 2, "tol": 0, "start": pv.starts.random if hasattr(model, "concentration") else None}
     found = pv.cavi(model, batch, restarts=3, **options)
     alone = [pv.cavi(model, batch, seed=seed, **options) for seed in range(3)]
     assert found.runs == tuple(one.history["elbo"][-1] for one in alone)

@@ -42,7 +42,7 @@ def test_points_of_normals_have_their_moments(size, scale, loc):
     family = Gaussian(fn.batch_shape, size, LIKE)
     eta = family.natural(fn)
     (points,) = family.points(family.mean(eta))
-    assert points.shape == (2 * size, 3, 2, size)
+    assert points.shape == (size + 1, 3, 2, size)
     apart = points - fn.loc
     assert (apart.mean(0).abs() <= 1e-9 * (scale + fn.loc.abs())).all()
     close((apart.unsqueeze(-1) * apart.unsqueeze(-2)).mean(0) / scale**2, fn.covariance_matrix / scale**2, 1e-5, 1e-6)

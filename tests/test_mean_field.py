@@ -133,7 +133,7 @@ def test_results_without_a_choice_say_so():
 def test_units_are_nobodys_business(scale):
     """With priors in the same units, nothing but the units changes."""
     x, shares = clusters(80), responsibilities(80)
-    options = {"start": shares, "iterations": 10, "tol": 0}
+    options = {"start": shares, "iterations": 5, "tol": 0}
     one = pv.cavi(BayesianGaussianMixture(2, 3, scatter=torch.eye(2).double()).double(), x, **options)
     prior = scale**2 * torch.eye(2, dtype=F64)
     other = pv.cavi(BayesianGaussianMixture(2, 3, scatter=prior).double(), scale * x, **options)
@@ -146,7 +146,7 @@ def test_units_are_nobodys_business(scale):
 @pytest.mark.parametrize("shift", [1e3, 1e6, -1e8])
 def test_origins_are_nobodys_business(shift, program):
     x, shares = clusters(80), responsibilities(80)
-    options = {"start": shares, "iterations": 10, "tol": 0}
+    options = {"start": shares, "iterations": 5, "tol": 0}
     one = pv.cavi(program(2, 3).double(), x, **options)
     other = pv.cavi(program(2, 3, prior_mean=torch.tensor(shift, dtype=F64)).double(), x + shift, **options)
     close(other.history["elbo"], one.history["elbo"], atol=1e-11 * abs(shift) + 1e-9)
@@ -166,18 +166,18 @@ def test_single_precision_far_from_zero():
 def test_priors_of_another_size_than_the_data(factor):
     x = factor * clusters(60)
     for program in (BayesianGaussianMixture, BayesianDiagonalMixture):
-        found = pv.cavi(program(2, 3).double(), x, tol=0, iterations=20)
+        found = pv.cavi(program(2, 3).double(), x, tol=0, iterations=8)
         assert steps(found).min() > -1e-10
 
 
 @pytest.mark.parametrize("small", [1e-2, 1e-4])
 def test_components_that_empty_under_vague_priors(small):
     """Factors that are nearly certain of zero, and a bound that is right nevertheless."""
-    x, shares = clusters(60), responsibilities(60, 8)
+    x, shares = clusters(40), responsibilities(40, 8)
     model = BayesianDiagonalMixture(2, 8, concentration=small, shape=small, rate=small).double()
     components = by_hand.NormalGammas(model)
-    _, alpha, history = by_hand.mixture(components, x, shares, model.concentration, 60)
-    found = pv.cavi(model, x, start=shares, iterations=60, tol=0)
+    _, alpha, history = by_hand.mixture(components, x, shares, model.concentration, 40)
+    found = pv.cavi(model, x, start=shares, iterations=40, tol=0)
     assert alpha.min() < small + 1e-3
     close(found.history["elbo"], history, atol=1e-8)
     close(found.q["weights"].concentration, alpha, atol=1e-6)
@@ -215,7 +215,7 @@ HARD = {
 @pytest.mark.parametrize("program", [BayesianGaussianMixture, BayesianDiagonalMixture])
 @pytest.mark.parametrize("x", HARD.values(), ids=HARD.keys())
 def test_proper_priors_bear_hard_data(x, program):
-    found = pv.cavi(program(2, 6).double(), x, start=pv.starts.random, iterations=30, tol=0)
+    found = pv.cavi(program(2, 6).double(), x, start=pv.starts.random, iterations=15, tol=0)
     assert steps(found).min() > -1e-10
     assert found.responsibilities.isfinite().all()
 
@@ -396,12 +396,12 @@ def test_points_need_a_mode(model, x, point, message):
 
 def test_too_many_combinations_are_refused():
     def model(x):
-        a = pyro.sample("a", dist.Normal(torch.zeros(50, dtype=F64), 1.0).to_event(1))
-        b = pyro.sample("b", dist.Normal(torch.zeros(50, dtype=F64), 1.0).to_event(1))
+        a = pyro.sample("a", dist.Normal(torch.zeros(70, dtype=F64), 1.0).to_event(1))
+        b = pyro.sample("b", dist.Normal(torch.zeros(70, dtype=F64), 1.0).to_event(1))
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("x", dist.Normal(a @ b, 1.0), obs=x)
 
-    with pytest.raises(pv.ContractError, match=r"10000 runs of the program.*plate for each row"):
+    with pytest.raises(pv.ContractError, match=r"5041 runs of the program.*plate for each row"):
         pv.cavi(model, bits(10)[:, 0])
 
 
