@@ -23,7 +23,7 @@ from ppl_vae.tracing import Enumerating
 __all__ = ["Factorisation", "drawn", "factorisation_of", "factorisation_on", "number_of_values", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
-SURVEYED = 256  # data, to see which site reads which latent
+SURVEYED = 256  # data, to see what a program does
 Joint = Sequence[tuple[str, str]]
 
 
@@ -103,7 +103,7 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
         ContractError: a latent that no factor fits, a discrete latent outside the plate "data", a penalty, data
             outside it, nothing observed or nothing to infer.
     """
-    first_dim = -1 - _depth(model, batch)
+    first_dim = -1 - _depth(model, tuple(part[:SURVEYED] for part in batch))
     sites, alone = (run(model, part, {}, first_dim) for part in (batch, tuple(part[:1] for part in batch)))
     for name, site in sites.items():
         _check(name, site)
@@ -133,6 +133,12 @@ def drawn(model: Program, batch: Batch) -> dict[str, Site]:
 
     One that follows a discrete latent has one value for each datum then, as its factor does.
     """
+    # A drawn class takes parameters of its own to each datum, so that all data would take much memory.
+    few = _drawn(model, tuple(part[:SURVEYED] for part in batch))
+    return _drawn(model, batch) if any(map(in_data, few.values())) else few
+
+
+def _drawn(model: Program, batch: Batch) -> dict[str, Site]:
     with own_parameters(), pyro.validation_enabled(False):
         found = contract.latents(poutine.trace(Placing({})(model)).get_trace(*batch))
     return {name: site for name, site in found.items() if not site["fn"].support.is_discrete}
