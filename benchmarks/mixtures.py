@@ -10,6 +10,7 @@ counts is the ratio of medians. Before that, whole fits by both are compared num
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture as BayesianPeer
 from sklearn.mixture import GaussianMixture as Peer
 from threadpoolctl import threadpool_limits
@@ -285,6 +287,7 @@ def picture(rows: Rows) -> Figure:
 def main() -> None:
     """Compare, time and draw."""
     given = commands.parser(__doc__, rounds=15).parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are few on purpose
     sizes, rounds = (QUICK, 2) if given.quick else (SIZES, given.rounds)
     rows = [measured(kind, size, 1, rounds, size == sizes[-1]) for kind in (Likelihood, Bayesian) for size in sizes]
     pairs = [measured(kind, sizes[-1], 2, rounds, False) for kind in (Likelihood, Bayesian)]

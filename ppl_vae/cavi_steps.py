@@ -41,6 +41,7 @@ class CAVIStep:
         self.programs = Programs(model, model)
         self.eta: dict[str, Natural] = {}
         self.steps = 0
+        self._known: Factorised | None = None
 
     def __call__(self, x: Any) -> Info:
         """Bring local factors to their optimum, then move global ones; what is reported is at those before."""
@@ -68,7 +69,10 @@ class CAVIStep:
     def _on(self, batch: Batch) -> Factorised:
         """Return the posterior of a batch, its local factors at their optimum."""
         rows = len(batch[0])
-        found = factorised(self.model, batch, self.joint, self.point, (self.data_size or rows) / rows)
+        scale = (self.data_size or rows) / rows
+        if self._known is None:
+            self._known = factorised(self.model, batch, self.joint, self.point)
+        found = self._known.on(batch, scale)
         if self.eta:
             for name, eta in self.eta.items():
                 found.set(name, eta)

@@ -133,9 +133,9 @@ def in_parts(of_rows: Callable[[slice], Tensor], rows: int, width: int) -> Tenso
     """
     slices = parts(rows, width)
     first = of_rows(slices[0])
-    if len(slices) == 1 or first.requires_grad:
-        return torch.cat([first, *map(of_rows, slices[1:])], -1) if len(slices) > 1 else first
-    # A list of small tensors would be held twice, and leave holes in memory.
+    if first.requires_grad:
+        return torch.cat([first, *map(of_rows, slices[1:])], -1)
+    # Joined at the end, small tensors would be held twice and leave holes in memory.
     out = first.new_empty(*first.shape[:-1], rows)
     out[..., slices[0]] = first
     for few in slices[1:]:

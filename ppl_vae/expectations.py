@@ -23,7 +23,7 @@ from ppl_vae.families import Natural
 from ppl_vae.natural import Coefficients, log_density, natural
 from ppl_vae.programs import Program
 
-__all__ = ["Expectations", "Runs"]
+__all__ = ["Expectations", "Runs", "Summed"]
 
 Runs = Mapping[str, Sequence[Site]]
 # Beyond it the combinations of points take longer than anybody waits.
@@ -48,6 +48,30 @@ class Traced:
         """Tell whether averages over these runs are those over other numbers of the same points."""
         enough = all(self.sizes.get(group, 1) % size == 0 for group, size in sizes.items())
         return enough and all(self.points[name] is values for name, values in points.items())
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What is known of the ELBO once a discrete latent has its optimal probabilities.
+
+    Attributes:
+        site: the latent.
+        sites: whose expected log densities, with the entropy of the latent, make up the value.
+        value: ``sum_n log sum_y exp E[log p]``.
+        eta: parameters of all factors then.
+        weights: probabilities of all discrete latents then.
+    """
+
+    site: str
+    sites: Collection[str]
+    value: Tensor
+    eta: Mapping[str, Natural]
+    weights: Mapping[str, Tensor]
+
+    def holds(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> bool:
+        """Tell whether nothing has changed since."""
+        same = all(self.eta[name] is parameters for name, parameters in eta.items())
+        return same and all(self.weights[site] is table for site, table in weights.items())
 
 
 @dataclass

@@ -20,10 +20,10 @@ from ppl_vae.natural import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Factorisation", "factorisation_of", "factorisation_on", "number_of_values", "run"]
+__all__ = ["Factorisation", "drawn", "factorisation_of", "factorisation_on", "number_of_values", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
-SURVEYED = 256  # data, to see which site reads which latent
+SURVEYED = 256  # data, to see what a program does
 Joint = Sequence[tuple[str, str]]
 
 
@@ -133,9 +133,9 @@ def drawn(model: Program, batch: Batch) -> dict[str, Site]:
 
     One that follows a discrete latent has one value for each datum then, as its factor does.
     """
+    # A drawn class takes parameters of its own to each datum, so that all data would take much memory.
     few = _drawn(model, tuple(part[:SURVEYED] for part in batch))
-    # Each datum with its own draw of a component takes memory, which no latent that data share needs.
-    return _drawn(model, batch) if any(in_data(site) for site in few.values()) else few
+    return _drawn(model, batch) if any(map(in_data, few.values())) else few
 
 
 def _drawn(model: Program, batch: Batch) -> dict[str, Site]:

@@ -27,7 +27,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
 from ppl_vae.densities import normalised
-from ppl_vae.expectations import Expectations, Runs
+from ppl_vae.expectations import Expectations, Runs, Summed
 from ppl_vae.factorisation import (
     Factorisation,
     Joint,
@@ -39,7 +39,7 @@ from ppl_vae.factorisation import (
 )
 from ppl_vae.factors import Factor, Values
 from ppl_vae.families import Dirichlet, Natural, Wishart
-from ppl_vae.probes import Probe, Summed, alike
+from ppl_vae.probes import Probe, alike
 from ppl_vae.programs import Program
 
 __all__ = ["Factorised", "factorised"]
@@ -287,9 +287,7 @@ class Factorised:
         return value
 
 
-def factorised(
-    model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = (), scale: float = 1.0
-) -> Factorised:
+def factorised(model: Program, batch: Batch, joint: Joint | None = None, point: Collection[str] = ()) -> Factorised:
     """Return the posterior of a program, near its prior.
 
     Args:
@@ -297,13 +295,12 @@ def factorised(
         batch: tensors.
         joint: pairs of a mean and its precision that share a factor; None finds them.
         point: sites whose factor is a point mass at the mode of the optimal factor.
-        scale: as for `Factorised`.
 
     Raises:
         ContractError: the program has a latent that no factor fits, or none of a name.
     """
     structure = factorisation_of(model, batch, joint)
-    return Factorised(model, batch, structure, _points(structure, point), scale)
+    return Factorised(model, batch, structure, _points(structure, point))
 
 
 def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:

@@ -1,6 +1,6 @@
-"""What an update of a mean-field posterior leaves for the next: places with their runs, sums over a discrete latent."""
+"""Places at which slopes of an expected log joint density are taken, and kept while they serve."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from ppl_vae.expectations import Expectations, Runs
 from ppl_vae.factors import Values
 from ppl_vae.families import Natural
 
-__all__ = ["Probe", "Summed", "alike"]
+__all__ = ["Probe", "alike", "of_one_size"]
 
 # How far two gradients of a linear function may differ, in parts of the larger.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -40,30 +40,6 @@ class Probe:
         """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
         same = all(points[name] is values for name, values in self.others.items())
         return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
-
-
-@dataclass(frozen=True)
-class Summed:
-    """What is known of the ELBO once a discrete latent has its optimal probabilities.
-
-    Attributes:
-        site: the latent.
-        sites: whose expected log densities, with the entropy of the latent, make up the value.
-        value: ``sum_n log sum_y exp E[log p]``.
-        eta: parameters of all factors then.
-        weights: probabilities of all discrete latents then.
-    """
-
-    site: str
-    sites: Collection[str]
-    value: Tensor
-    eta: Mapping[str, Natural]
-    weights: Mapping[str, Tensor]
-
-    def holds(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> bool:
-        """Tell whether nothing has changed since."""
-        same = all(self.eta[name] is parameters for name, parameters in eta.items())
-        return same and all(self.weights[site] is table for site, table in weights.items())
 
 
 def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:

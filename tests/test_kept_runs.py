@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ppl_vae import mean_field
 from ppl_vae.densities import normalised
 from ppl_vae.mean_field import Factorised
-from ppl_vae.mean_field import factorised as factorised_of
 from ppl_vae.models.bayesian_bernoulli_mixture import BayesianBernoulliMixture
 from ppl_vae.models.bayesian_diagonal_mixture import BayesianDiagonalMixture
 from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -36,7 +36,7 @@ def factorised(request):
 
 def made(model, batch, joint=None):
     torch.manual_seed(1)
-    return factorised_of(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
+    return mean_field.factorised(model.double(), batch if isinstance(batch, tuple) else (batch,), joint)
 
 
 def anew(factorised):
