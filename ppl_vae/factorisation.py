@@ -175,9 +175,13 @@ def in_data(site: Site) -> bool:
 
 
 def _depth(model: Program, batch: Batch) -> int:
-    """Return how many axes the plates of a program take."""
+    """Return how many axes the plates of a program take, if that of data is alone around each datum's sites."""
     with own_parameters():
         trace = poutine.trace(Placing({})(model)).get_trace(*batch)
+    for name, site in contract.sample_sites(trace):
+        if in_data(site):
+            contract.check_plate(name, site, "model", len(batch[0]))
+            contract.check_data_shape(name, site)
     frames = [f for site in trace.nodes.values() if site["type"] == "sample" for f in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=1)
 
@@ -244,6 +248,8 @@ def _check_place(name: str, site: Site, alone: Mapping[str, Site], rows: int) ->
 
 
 def _alike(site: Site, alone: Site) -> bool:
+    if in_data(site) and site["fn"].batch_shape[-1:] == (1,):
+        return False  # a single datum looks like itself, whatever others will do
     if site["is_observed"] and in_data(site):
         found = [natural([one]) for one in (site, alone)]
         return None not in found and all(map(torch.equal, found[0][1], found[1][1]))

@@ -27,7 +27,7 @@ import torch
 from torch import Size, Tensor
 
 from ppl_vae import priors
-from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, simplex, symmetric
+from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, simplex, symmetric, uneven
 
 __all__ = ["Dirichlet", "Family", "Gaussian", "Natural", "NormalWishart", "Wishart"]
 
@@ -69,8 +69,8 @@ class Gaussian(Family):
 
     def near(self, eta: Natural, k: int) -> Natural:
         """Return parameters of the same order of size, which differ with k."""
-        q = self.distribution(eta)
-        loc, half = q.loc + 0.3 * k * q.stddev, eta[1] * (1 + 0.4 * k)
+        q, by = self.distribution(eta), uneven(self.zeros, k)
+        loc, half = q.loc + (by - 1) * q.stddev, eta[1] * outer(by)
         return -2 * (half @ loc.unsqueeze(-1)).squeeze(-1), half
 
     def optimum(self, slopes: Natural, mean: Natural) -> Natural:
@@ -119,8 +119,9 @@ class Wishart(Family):
     def near(self, eta: Natural, k: int) -> Natural:
         """Return parameters of the same order of size and a moderate spread, which differ with k."""
         df = self.size + 3.0 + 2 * k
-        scaled = df / (2 * eta[0] + self.size + 1) / (1 + 0.3 * k)
-        return torch.full_like(eta[0], (df - self.size - 1) / 2), eta[1] * scaled[..., None, None]
+        scaled = df / (2 * eta[0] + self.size + 1)
+        half = eta[1] * scaled[..., None, None] * outer(uneven(self.zeros, k))
+        return torch.full_like(eta[0], (df - self.size - 1) / 2), half
 
     def optimum(self, slopes: Natural, mean: Natural) -> Natural:
         """Return the parameters of the optimal factor."""
@@ -179,9 +180,10 @@ class NormalWishart(Family):
         """Return parameters of the same order of size and a moderate spread, which differ with k."""
         _, loc, df, scatter = eta
         new, one = self.size + 3.0 + 2 * k, torch.ones_like(df)
-        scatter = scatter * (new / df)[..., None, None] / (1 + 0.3 * k)
+        by = uneven(self.zeros, k)
+        scatter = scatter * (new / df)[..., None, None] * outer(by)
         spread = (scatter.diagonal(dim1=-2, dim2=-1) / new).sqrt()
-        return one + 0.5 * k, loc + 0.3 * k * spread, new * one, scatter
+        return one + 0.5 * k, loc + (by - 1) * spread, new * one, scatter
 
     def optimum(self, slopes: Natural, mean: Natural) -> Natural:
         """Return the parameters of the optimal factor; slopes are in what `mean` returns."""
@@ -262,7 +264,7 @@ class Dirichlet(Family):
 
     def near(self, eta: Natural, k: int) -> Natural:
         """Return parameters of a moderate spread, which differ with k."""
-        return (self.zeros + 1.0 + k,)
+        return ((2.0 + k) * uneven(self.zeros, k + 1) - 1,)
 
     def distribution(self, eta: Natural) -> dist.Dirichlet:
         """Return the distribution that natural parameters stand for."""

@@ -63,3 +63,29 @@ def simplex(like: Tensor) -> Tensor:
     rows = like.new_ones(size, size + 1).tril()
     rows.diagonal(1).copy_(-k)
     return ((size + 1) / (k * (k + 1))).sqrt() * rows.mT
+
+
+def uneven(like: Tensor, k: int) -> Tensor:
+    """Return numbers around one, in [0.7, 1.4], that no two elements share and that differ with k; ones for k = 0.
+
+    What is symmetric in its elements, and no linear function, would look like one at a symmetric place.
+
+    Example:
+        >>> uneven(torch.zeros(2), 0), bool((uneven(torch.zeros(2), 1) == 1).any())
+        (tensor([1., 1.]), False)
+    """
+    if k == 0:
+        return torch.ones_like(like)
+    drawn = torch.rand(like.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    return (0.7 + 0.7 * drawn).to(like)
+
+
+def in_units(a: Tensor, b: Tensor) -> Tensor:
+    """Return how far two matrices lie apart, entry by entry, in units of their diagonals.
+
+    Example:
+        >>> in_units(torch.diag(torch.tensor([1.0, 100.0])), torch.diag(torch.tensor([1.0, 99.0]))).max()
+        tensor(0.0100)
+    """
+    sizes = torch.maximum(a.diagonal(dim1=-2, dim2=-1).abs(), b.diagonal(dim1=-2, dim2=-1).abs())
+    return (a - b).abs() / outer(sizes.sqrt()).clamp_min(torch.finfo(a.dtype).tiny)

@@ -149,7 +149,7 @@ class Factorised:
             # At the optimum itself numbers have its size, and rounding is small.
             at = found if bool(family.valid(found).all()) else self.eta[name]
             before, found = found, self._optimum(name, self._probe(name, at, k % 2))
-            if all(map(alike, before, found)):
+            if alike(family, before, found):
                 self._checked.add(name)
                 return found
         kind = contract.kind(next(iter(self.factors[name].distributions(self.eta[name]).values())))
@@ -157,7 +157,8 @@ class Factorised:
             f"site '{name}': the log density is not linear in the statistics of its factor ({kind}) given the others, "
             "since its gradient depends on where it is taken, so that the factor has no closed form; write the model "
             "with a conjugate prior, or fit a guide to it (pv.variational_em, Pyro's SVI). Rounding may look so, too: "
-            "compute in float64, and bring data and priors to one scale"
+            "compute in float64, and bring data and priors to one scale. So do elements of a plate that one site reads "
+            "together: make them one vector, by .to_event(1) in place of the plate"
         )
 
     def _optimum(self, name: str, probe: Probe) -> Natural:
@@ -305,6 +306,7 @@ def factorised(model: Program, batch: Batch, joint: Joint | None = None, point: 
 
 def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
     owner = {site: factor for factor in structure.factors.values() for site in factor.sites}
+    point = frozenset(point)
     for site in point:
         if site not in owner:
             raise ContractError(

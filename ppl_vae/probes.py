@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ppl_vae.expectations import Expectations, Runs
 from ppl_vae.factors import Values
-from ppl_vae.families import Natural
+from ppl_vae.families import Dirichlet, Family, Gaussian, Natural, Wishart
+from ppl_vae.matrices import in_units
 
-__all__ = ["Probe", "alike", "of_one_size"]
+__all__ = ["Probe", "alike", "apart", "of_one_size"]
 
-# How far two gradients of a linear function may differ, in parts of the larger.
+# How far two optima may differ by rounding; see `apart`.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
@@ -57,7 +58,37 @@ def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:
     return bool((moved <= size / 2).all())
 
 
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two gradients agree, as those of a linear function do."""
-    size = torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1.0)
-    return bool((a - b).abs().max() <= LINEAR.get(a.dtype, 1e-2) * size)
+def alike(family: Family, a: Natural, b: Natural) -> bool:
+    """Tell whether two optima agree, as those of a linear function do, in units of the factor."""
+    return bool(apart(family, a, b) <= LINEAR.get(a[0].dtype, 1e-2))
+
+
+def apart(family: Family, a: Natural, b: Natural) -> Tensor:
+    """Return how far parameters lie apart: shapes in parts of themselves, places in standard deviations.
+
+    Example:
+        >>> from ppl_vae.families import Dirichlet
+        >>> family = Dirichlet(torch.Size(), 2, torch.zeros(()))
+        >>> apart(family, (torch.tensor([0.0, 9.0]),), (torch.tensor([0.0, 8.0]),))
+        tensor(0.1000)
+    """
+    if isinstance(family, Dirichlet):
+        return _of_shapes(a[0], b[0]).max()
+    if isinstance(family, Wishart):
+        return torch.maximum(_of_shapes(a[0], b[0]).max(), in_units(a[1], b[1]).max())
+    if isinstance(family, Gaussian):
+        unit = a[1].diagonal(dim1=-2, dim2=-1).abs().sqrt()
+        return torch.maximum(in_units(a[1], b[1]).max(), _of_places(a[0], b[0], unit).max())
+    unit = (a[3].diagonal(dim1=-2, dim2=-1).abs() / a[2].abs().unsqueeze(-1).clamp_min(1.0)).sqrt()
+    shapes = torch.maximum(_of_shapes(a[0], b[0]).max(), _of_shapes(a[2], b[2]).max())
+    return torch.maximum(torch.maximum(shapes, in_units(a[3], b[3]).max()), _of_places(a[1], b[1], unit).max())
+
+
+def _of_shapes(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs() / (1 + a.abs())
+
+
+def _of_places(a: Tensor, b: Tensor, unit: Tensor) -> Tensor:
+    # Elements of one vector share their rounding.
+    size = unit + a.abs() + 1e-3 * a.abs().amax(-1, keepdim=True)
+    return (a - b).abs() / size.clamp_min(torch.finfo(a.dtype).tiny)

@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
     "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
-    "probes": {"expectations", "factors", "families"},
+    "probes": {"expectations", "factors", "families", "matrices"},
     "mean_field": {
         *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "probes"),
         "programs",
