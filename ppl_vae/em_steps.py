@@ -8,8 +8,10 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.conditioning import posterior
-from ppl_vae.expectation_maximization import ExactEM, LogPrior
+from ppl_vae.expectation_maximization import ExactEM
+from ppl_vae.iterating import check_seed
 from ppl_vae.latent_structure import structure_of
+from ppl_vae.log_priors import LogPrior
 from ppl_vae.point_estimate import check_finite
 from ppl_vae.programs import Program, Programs, forked_random_state, modes_and_buffers_kept
 from ppl_vae.svi import Info
@@ -121,7 +123,8 @@ def em_step(model: Program, *, start: Any = None, log_prior: LogPrior | None = N
         ``info.bound``.
 
     Raises:
-        TypeError: ``start`` is a tensor of responsibilities, whose rows need not be those of a later batch.
+        TypeError: ``start`` is a tensor of responsibilities, whose rows need not be those of a later batch, or the
+            seed is no whole number.
 
     Reference: as `ppl_vae.em`.
 
@@ -137,4 +140,5 @@ def em_step(model: Program, *, start: Any = None, log_prior: LogPrior | None = N
             "start: expected a function such as pv.starts.kmeans, found responsibilities, whose rows need not be "
             "those of a shuffled batch; give them to pv.em"
         )
+    check_seed(seed)
     return EMStep(model, start, log_prior, seed)

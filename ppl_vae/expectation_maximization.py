@@ -1,6 +1,6 @@
 """Expectation maximisation of any program whose latents can be conditioned on data exactly."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor
 from ppl_vae import starts
 from ppl_vae.ascent import STEPS
 from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking import check_arguments
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.conditioning import Posterior, posterior
-from ppl_vae.iterating import Iterated, check_iterations, iterated
-from ppl_vae.latent_structure import check_data, structure_of
+from ppl_vae.iterating import Iterated, check_iterations, check_seed, iterated
+from ppl_vae.latent_structure import check_data, prior_told_once, structure_of
 from ppl_vae.latent_structure import log_prior as log_prior_of
+from ppl_vae.log_priors import LogPrior, check_log_prior, check_prior_options
 from ppl_vae.m_steps import by_ascent, by_method, method_of, naming_components
 from ppl_vae.point_estimate import Point, PointEstimate, check_finite, put
 from ppl_vae.programs import (
@@ -32,7 +34,6 @@ __all__ = ["em"]
 # Of L-BFGS, where parameters first meet responsibilities, from which they may be far.
 FIRST_STEPS = 100
 
-LogPrior = Callable[[], Tensor]
 State = tuple[dict[str, Tensor], dict[str, Tensor], Posterior | None]
 
 
@@ -57,9 +58,10 @@ def em(
 
     Posteriors are exact: discrete latents are enumerated, continuous ones linear-Gaussian given them, which is checked
     (see `ppl_vae.conditioning`). The second line is the model's own ``m_step`` where it has one, else ascent by L-BFGS,
-    which may stop short of the maximum but never lowers the value, so that the likelihood never falls. Latents outside
-    the plate "data" are point masses: their density counts as log p(theta), at the value itself, without the Jacobian
-    of any change of variables.
+    which may stop short of the maximum but never lowers the value, so that the likelihood never falls. Ascent leaves
+    frozen parameters (``requires_grad=False``) where they are; an ``m_step`` knows nothing of them, so that a model
+    that has any is fitted by ascent. Latents outside the plate "data" are point masses: their density counts as
+    log p(theta), at the value itself, without the Jacobian of any change of variables.
 
     Args:
         model: Pyro program. ``m_step(posterior, *batch)``, if it has it, sets its parameters; ``posterior`` maps a
@@ -81,7 +83,9 @@ def em(
         `PointEstimate`. The model has the parameters of the best restart.
 
     Raises:
-        ContractError: a latent has no exact posterior; the message names it and says what to do instead.
+        ContractError: a latent has no exact posterior; the message names it and says what to do instead. Or the model
+            is no program, or its plate "data" is larger than the data.
+        TypeError: whole numbers meet a density of real ones, or an option is of another type.
         ValueError: data are NaN or infinite, or an option is out of range; a covariance is not positive definite.
         FloatingPointError: a datum is impossible under the model. After any error all is as it was.
 
@@ -97,6 +101,7 @@ def em(
         True
     """
     check_iterations(iterations, tol, restarts)
+    check_seed(seed)
     batch = as_batch(x)
     check_finite(batch)
     with forked_random_state(seed):
@@ -119,17 +124,29 @@ class ExactEM:
     """
 
     def __init__(self, model: Program, batch: Batch, start: Any, log_prior: LogPrior | None):
+        check_arguments(model, "model", batch)
         self.model, self.log_prior = model, log_prior
         self.programs = Programs(model, model).run_once(model, model, tuple(part[:2] for part in batch))
         self.batch = self.programs.on_device(batch)
         _check_types(self.programs, self.batch)
+        self._check_log_prior()
         with self._evaluating():
-            self.structure, self.points = structure_of(model, self.batch)
-            check_data(self.structure, self.batch, self.points)
+            found, self.points = structure_of(model, self.batch)
+            check_data(found, self.batch, self.points)
+            self.structure = prior_told_once(found, self.batch, self.points)
         one = len(self.structure.discrete) == 1
         self.start = (starts.kmeans if one else starts.as_they_are) if start is None else start
-        self.own_m_step = method_of(model) if log_prior is None else None
+        self.own_m_step = method_of(model) if log_prior is None and not self._any_frozen() else None
         self.posterior: Posterior | None = None
+
+    def _check_log_prior(self) -> None:
+        if self.log_prior is not None:
+            check_prior_options(self.log_prior, len(self.batch[0]))
+            check_log_prior(self.log_prior, [*self.programs.parameters().values()])
+
+    def _any_frozen(self) -> bool:
+        modules = self.programs.modules.values()
+        return not all(parameter.requires_grad for module in modules for parameter in module.parameters())
 
     @property
     def tracked(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ppl_vae.progress import Bar, progress_bar
 
-__all__ = ["Algorithm", "Iterated", "check_iterations", "iterated"]
+__all__ = ["Algorithm", "Iterated", "check_iterations", "check_seed", "iterated"]
 
 History = dict[str, list[float]]
 
@@ -162,3 +162,16 @@ def check_iterations(iterations: int, tol: float, restarts: int) -> None:
             raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
     if isinstance(tol, bool) or not isinstance(tol, Real) or not tol >= 0:
         raise ValueError(f"tol: expected nats per datum, zero or more, found {tol!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise if this is no seed.
+
+    Example:
+        >>> check_seed(None)
+        Traceback (most recent call last):
+            ...
+        TypeError: seed: expected a whole number, found None
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected a whole number, found {seed!r}")

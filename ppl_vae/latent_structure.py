@@ -21,7 +21,7 @@ from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
 from ppl_vae.tracing import Enumerating
 
-__all__ = ["Structure", "log_densities", "log_joint", "log_prior", "structure_of"]
+__all__ = ["Structure", "check_data", "log_densities", "log_joint", "log_prior", "prior_told_once", "structure_of"]
 
 # Rows on which a program is first run: more than one, and such that one less is another number.
 ROWS = 3
@@ -43,6 +43,7 @@ class Structure:
         width: numbers in the widest value of one datum.
         table_width: the same, but for values whose density is computed in parts where no gradient is asked for.
         like: an empty tensor of the type and on the device of the continuous latents.
+        prior_once: whether sites outside the plate have the same density on one datum as on all (`prior_told_once`).
     """
 
     model: Program
@@ -53,6 +54,7 @@ class Structure:
     width: int
     table_width: int
     like: Tensor
+    prior_once: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -225,22 +227,49 @@ class _Marking(Messenger):
             message["infer"].setdefault("enumerate", "parallel")
 
 
-def _sites(
-    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None, check: bool = False
-) -> dict[str, Site]:
+def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Any:
     given = {**points, **(structure.parts(z) if structure.continuous else {})}
     with own_parameters(), Enumerating(first_available_dim=-2), _Marking(structure.discrete):
-        trace = poutine.trace(poutine.condition(structure.model, data=given)).get_trace(*batch)
-    if check:
-        check_data_support(trace)
-    return dict(contract.sample_sites(trace))
+        return poutine.trace(poutine.condition(structure.model, data=given)).get_trace(*batch)
+
+
+def _sites(
+    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None
+) -> dict[str, Site]:
+    return dict(contract.sample_sites(_trace(structure, batch, points, z)))
 
 
 def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> None:
-    """Raise if data lie outside the support of their likelihood."""
-    z = structure.like.new_zeros(len(batch[0]), structure.dims)
+    """Raise if data are not of their likelihood's type, lie outside its support, or are fewer than their plate says.
+
+    Args:
+        structure: of the program.
+        batch: all the data.
+        points: values of the global latents.
+
+    Raises:
+        TypeError: whole numbers meet a density of real ones.
+        ContractError: data lie outside a support, or the plate "data" is larger than they are.
+    """
     with torch.no_grad():
-        _sites(structure, batch, points, z, check=True)
+        trace = _trace(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+    for name, site in contract.observed(trace).items():
+        _check_whole(name, site)
+        if not (site["fn"].support.is_discrete or site["value"].is_floating_point()):
+            raise TypeError(
+                f"x: site '{name}' ({contract.kind(site['fn'])}) has a density of real numbers, found data in "
+                f"{str(site['value'].dtype).removeprefix('torch.')}; convert them: x.float(), or x.double()"
+            )
+    check_data_support(trace)
+
+
+def _check_whole(name: str, site: Site) -> None:
+    if _is_local(site) and contract.plate_scale(site) != 1:
+        raise ContractError(
+            f"site '{name}' has a scale, {contract.plate_scale(site):.4g} (its plate 'data' holds fewer data than its "
+            "size), but exact EM takes all data at a time; pass all of them, or write pyro.plate('data', x.shape[0], "
+            "dim=-1)"
+        )
 
 
 def log_densities(
@@ -274,13 +303,40 @@ def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], 
 
 
 def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Tensor:
-    """Return the log density of all global latents (and factors outside the plate), ``()``, in nats."""
-    one = _rows(batch, 1)
+    """Return the log density of all sites outside the plate "data", ``()``, in nats.
+
+    Args:
+        structure: of the program.
+        batch: all the data, which such a site may read: the mean of a prior, or a summary that it observes.
+        points: values of the global latents.
+    """
+    terms = _around(structure, _rows(batch, 1) if structure.prior_once else batch, points)
+    return sum((term.sum() for term in terms.values()), start=structure.like.new_zeros(()))
+
+
+def prior_told_once(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
+    """Note whether sites outside the plate "data" have the same density on one datum as on all.
+
+    Then `log_prior` runs the program on one datum, since a run on all costs as much as an E-step.
+
+    Args:
+        structure: of the program.
+        batch: all the data.
+        points: values of the global latents.
+    """
+    if not structure.prior:
+        return structure
+    with torch.no_grad():
+        whole, alone = (_around(structure, part, points) for part in (batch, _rows(batch, 1)))
+    same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
+    return replace(structure, prior_once=same)
+
+
+def _around(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the log densities of sites outside the plate "data"."""
     with _unvalidated():
-        sites = _sites(structure, one, points, structure.like.new_zeros(1, structure.dims))
-        around = [site for site in sites.values() if not _is_local(site)]
-        terms = [_log_density(site, site["scale"]).sum() for site in around]
-    return sum(terms, start=structure.like.new_zeros(()))
+        sites = _sites(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+        return {name: _log_density(site, site["scale"]) for name, site in sites.items() if not _is_local(site)}
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:

@@ -175,7 +175,7 @@ def check_log_prior(log_prior: LogPrior, moved: Sequence[Tensor]) -> None:
             f"log_prior: log p(theta) is {value.item()} at the parameters as they are; start where the prior has a "
             "density"
         )
-    slopes = torch.autograd.grad(value, moved, allow_unused=True) if value.requires_grad else [None]
+    slopes = torch.autograd.grad(value, moved, allow_unused=True) if value.requires_grad and moved else [None]
     if all(slope is None for slope in slopes):
         raise ValueError(
             "log_prior: it depends on none of the parameters that the optimizer moves, and would change nothing; make "

@@ -18,6 +18,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import programs
+from ppl_vae.expectation_maximization import ExactEM
 from ppl_vae.models.linear_gaussian import LinearGaussian
 
 
@@ -429,3 +430,87 @@ def test_modes_and_gradients_stay():
     assert torch.equal(model.mean.grad, torch.ones_like(model.mean))
     assert model.logits.grad is None
     assert programs.Programs(model, model).parameters()["model.mean"].requires_grad
+
+
+def around_the_data(x):
+    """A location whose prior lies at the mean of the data, and is seen through another summary of them."""
+    loc = pyro.sample("loc", dist.Normal(x[:, 0].mean(), 0.1))
+    pyro.sample("summary", dist.Normal(loc, 0.5), obs=x[:, 1].mean())
+    with pyro.plate("data", x.shape[0], dim=-1):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 2])
+
+
+def test_a_prior_may_read_all_data():
+    x = clusters(30, 3)
+    weights = torch.tensor([100.0, 4.0, 30.0], dtype=F64)  # precisions, of a mode known in closed form
+    mode = (weights * x.mean(0)).sum() / weights.sum()
+    found, turned = (pv.em(around_the_data, data, iterations=200, tol=1e-13) for data in (x, x.flip(0)))
+    torch.testing.assert_close(found.parameters["loc"], mode, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.parameters["loc"], turned.parameters["loc"], rtol=0, atol=1e-6)
+    prior = dist.Normal(x[:, 0].mean(), 0.1).log_prob(mode) + dist.Normal(mode, 0.5).log_prob(x[:, 1].mean())
+    exact = dist.Normal(mode, 1.0).log_prob(x[:, 2]).mean() + prior / 30
+    assert found.history["log_posterior"][-1] == pytest.approx(exact.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("model", "once"), [(around_the_data, False), (exact_models.coin, True)])
+def test_a_prior_that_reads_no_data_runs_on_one_datum(model, once):
+    x = clusters(20, 3) if model is around_the_data else torch.ones(20, dtype=F64)
+    assert ExactEM(model, (x,), None, None).structure.prior_once == once
+
+
+def gaussian(rows=None):
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.0, dtype=F64))
+        with pyro.plate("data", rows or len(x), subsample_size=len(x), dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+def test_a_plate_larger_than_the_data_is_refused():
+    x = clusters(20)[:, 0]
+    with pytest.raises(pv.ContractError, match=r"site 'x' has a scale, 200 .*pass all of them"):
+        pv.em(gaussian(4000), x)
+    assert pv.em(gaussian(20), x).parameters["loc"].item() == pytest.approx(x.mean().item(), abs=1e-7)
+
+
+def test_frozen_parameters_stay():
+    model, x = exact_models.GaussianMixture(), clusters(60)
+    kept = model.mean.requires_grad_(False).clone()
+    before = model.tril.detach().clone()
+    found = pv.em(model, x, iterations=10)
+    assert torch.equal(model.mean, kept)
+    assert not torch.equal(model.tril, before)
+    assert torch.tensor(found.history["log_likelihood"], dtype=F64).diff().min() > -1e-10
+
+
+FOREIGN = nn.Parameter(torch.zeros(2))
+PRIORS = {
+    "no function": (3.0, TypeError, "log_prior: expected a function"),
+    "a vector": (lambda model: -model.mean.square().sum(0), ValueError, r"log_prior: .*shape \(\)"),
+    "of others": (lambda model: -FOREIGN.square().sum(), ValueError, "log_prior: it depends on none"),
+}
+
+
+@pytest.mark.parametrize("which", PRIORS)
+def test_priors_that_cannot_be_maximised_are_refused(which):
+    log_prior, error, message = PRIORS[which]
+    model, x = exact_models.GaussianMixture(), clusters(20)
+    given = partial(log_prior, model) if callable(log_prior) else log_prior
+    refused(message, model, x, error, log_prior=given)
+    with pytest.raises(error, match=message):
+        pv.em_step(model, log_prior=given)(x)
+    if which == "of others":
+        with pytest.raises(error, match=message):  # no parameters of its own
+            pv.em(exact_models.MixtureWithPriors(), x[:, 0], log_prior=partial(log_prior, None))
+
+
+def test_what_is_no_model_data_or_seed_is_refused_by_name():
+    with pytest.raises(pv.ContractError, match=r"model: .*pass an instance"):
+        pv.em(exact_models.GaussianMixture, clusters(20))
+    refused(
+        r"x: site 'x' \(MultivariateNormal\) .*int64", exact_models.GaussianMixture(), clusters(20).long(), TypeError
+    )
+    refused("seed: ", exact_models.GaussianMixture(), clusters(20), TypeError, seed=None)
+    with pytest.raises(TypeError, match="seed: "):
+        pv.em_step(exact_models.GaussianMixture(), seed=None)
