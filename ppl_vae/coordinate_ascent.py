@@ -11,7 +11,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.factorisation import Joint
 from ppl_vae.families import Natural
-from ppl_vae.iterating import Iterated, check_iterations, iterated
+from ppl_vae.iterating import Iterated, check_iterations, check_seed, iterated
 from ppl_vae.mean_field import Factorised, factorised
 from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.point_estimate import check_finite
@@ -112,6 +112,7 @@ def cavi(
         tensor([0.6000])
     """
     check_iterations(iterations, tol, restarts)
+    check_seed(seed)
     batch = as_batch(x)
     check_finite(batch)
     joint = None if joint is None else check_pairs(joint)
