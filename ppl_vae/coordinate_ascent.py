@@ -1,6 +1,6 @@
 """Coordinate-ascent variational inference for conjugate programs, on all data at once or on minibatches."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -250,14 +250,6 @@ class StochasticAscent(Ascent):
 def result(model: Program, factorised: Factorised, done: Iterated, tol: float) -> MeanField:
     """Return what was found."""
     discrete = factorised.probabilities()
-    elbo = torch.tensor(done.history["elbo"], dtype=torch.float64)
-    warnings = nearly_empty(discrete)
-    if tol and not done.converged:
-        warnings = (
-            f"not converged: the last of {done.iterations} iterations changed the ELBO by "
-            f"{float(elbo.diff()[-1]):.2g} nats per datum; allow more (iterations=)",
-            *warnings,
-        )
     return MeanField(
         q=factorised.distributions(),
         history=done.history,
@@ -265,7 +257,25 @@ def result(model: Program, factorised: Factorised, done: Iterated, tol: float) -
         iterations=done.iterations,
         runs=done.runs,
         discrete=discrete,
-        warnings=warnings,
+        warnings=(*_unfinished(done, tol), *_held_fixed(model), *nearly_empty(discrete)),
         subject=program_name(model),
         factorised=factorised,
     )
+
+
+def _unfinished(done: Iterated, tol: float) -> Iterator[str]:
+    if tol and not done.converged:
+        before, last = done.history["elbo"][-2:]
+        yield (
+            f"not converged: the last of {done.iterations} iterations changed the ELBO by {last - before:.2g} nats per "
+            "datum; allow more (iterations=)"
+        )
+
+
+def _held_fixed(model: Program) -> Iterator[str]:
+    if trainable := Programs(model, model).parameters():
+        names = ", ".join(name.removeprefix("model.") for name in list(trainable)[:3])
+        yield (
+            f"trainable parameters of the model were held as they are ({names}{', ...' * (len(trainable) > 3)}); pv.em "
+            "fits them, or give them priors as latents"
+        )

@@ -120,3 +120,12 @@ def test_point_may_be_any_iterable():
     model, x = BayesianGaussianMixture(2, 2).double(), torch.randn(40, 2, dtype=F64)
     named = pv.cavi(model, x, point=(site for site in ("weights", "mean", "precision")), iterations=2)
     assert all(isinstance(q, dist.Delta) for q in named.q.values())
+
+
+def test_parameters_that_are_held_fixed_are_told():
+    from ppl_vae.models.gaussian_mixture import GaussianMixture
+
+    torch.manual_seed(0)
+    found = pv.cavi(GaussianMixture(2, 2).double(), torch.randn(30, 2, dtype=F64))
+    assert any("held as they are (logits, mean" in warning for warning in found.warnings)
+    assert not any("held" in warning for warning in pv.cavi(line, (t(1.0, 2.0), t(1.0, 2.0))).warnings)
