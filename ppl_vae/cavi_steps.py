@@ -96,9 +96,9 @@ class CAVIStep:
 def datum_bounds(found: Factorised) -> Tensor:
     """Return the ELBO of each datum, ``(B,)``; what all data share is divided by how many these stand for."""
     structure, expected, rows = found.structure, found.expected, len(found.batch[0])
-    runs = expected.runs(list(structure.reads))
-    shared = sum(expected.total(name, runs) for name in structure.reads if name not in structure.in_data)
-    own = sum(expected.log_densities(name, runs) for name in structure.in_data)
+    terms = expected.terms(list(structure.reads))
+    shared = sum(expected.total(name, term) for name, term in terms.items() if name not in structure.in_data)
+    own = sum(expected.log_densities(name, terms[name]) for name in structure.in_data)
     for name, factor in found.factors.items():
         if name not in found.point:
             entropy = factor.family.entropy(found.eta[name])

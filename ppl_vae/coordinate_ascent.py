@@ -230,8 +230,7 @@ class StochasticAscent(Ascent):
         """Pass through the data once."""
         rows = len(self.factorised.batch[0])
         for chosen in torch.randperm(rows).split(self.batch_size):
-            batch = tuple(part[chosen.to(part.device)] for part in self.factorised.batch)
-            self._step(self.factorised.on(batch, scale=rows / len(chosen)))
+            self._step(self.factorised.part(chosen))
         self.factorised.update_local()
         return self.value()
 
@@ -241,9 +240,7 @@ class StochasticAscent(Ascent):
             raise ValueError(f"rate: expected numbers in (0, 1], found {share!r} at step {self.steps}")
         part.update_local(sweeps=LOCAL_SWEEPS)
         part.update_global(share)
-        for name, factor in part.factors.items():
-            if not factor.local:
-                self.factorised.set(name, part.eta[name])
+        self.factorised.take(part)
         self.steps += 1
 
 

@@ -9,7 +9,7 @@ densities are linear in the statistics of each factor, given the others.
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
@@ -20,14 +20,47 @@ from ppl_vae.contract import ContractError, Site
 from ppl_vae.factorisation import Factorisation, run
 from ppl_vae.factors import Values, expected_log_prior
 from ppl_vae.families import Natural
-from ppl_vae.natural import Coefficients, log_density, natural
+from ppl_vae.natural import Coefficients, Form, log_density, natural
 from ppl_vae.programs import Program
 
-__all__ = ["Expectations", "Runs", "Summed"]
+__all__ = ["Expectations", "Summed", "Term", "Terms"]
 
-Runs = Mapping[str, Sequence[Site]]
 # Beyond it the combinations of points take longer than anybody waits.
 MOST_RUNS = 4096
+
+
+@dataclass(frozen=True)
+class Term:
+    """The log density of a site in one run of the program, or its average over runs.
+
+    Attributes:
+        tensors: coefficients of the form; without one, a table with an axis for each discrete latent and one of data.
+        form: what gives the log density of any data from coefficients.
+        batch: shape of what the coefficients are of, the axis of data left out.
+    """
+
+    tensors: tuple[Tensor, ...]
+    form: Form | None = None
+    batch: Size | None = None
+
+
+Terms = Mapping[str, Term]
+
+
+def averaged(runs: Iterator[Terms]) -> Terms:
+    """Average over runs, one of which is in memory at a time.
+
+    Example:
+        >>> found = averaged(iter([{"x": Term((torch.zeros(2),))}, {"x": Term((torch.ones(2),))}]))
+        >>> found["x"].tensors
+        (tensor([0.5000, 0.5000]),)
+    """
+    found, count = dict(next(runs)), 1
+    for terms in runs:
+        count += 1
+        for name, term in terms.items():
+            found[name] = replace(term, tensors=tuple(map(torch.add, found[name].tensors, term.tensors)))
+    return {name: replace(term, tensors=tuple(one / count for one in term.tensors)) for name, term in found.items()}
 
 
 @dataclass(frozen=True)
@@ -101,27 +134,41 @@ class Expectations:
         self.weights[site] = probabilities
         self._moments.clear()
 
-    def runs(self, sites: Collection[str]) -> Runs:
-        """Run the program on every combination of points that these sites can tell apart."""
+    def put(self, factor: str, points: Values, mean: Natural | None) -> None:
+        """Give a factor its points, and its expected statistics where they are known."""
+        self.points[factor] = points
+        self.means.pop(factor, None)
+        if mean is not None:
+            self.means[factor] = mean
+
+    def near(self, factor: str, points: Mapping[str, Sequence[Tensor]], mean: Natural) -> "Expectations":
+        """Return expectations with other points and statistics for a factor."""
+        points, means = self.points | {factor: points}, self.means | {factor: mean}
+        return replace(self, points=points, means=means, _traced=None)
+
+    def terms(self, sites: Collection[str]) -> Terms:
+        """Return averages of log densities over every combination of points that these sites can tell apart."""
         at_once = [name for name in sites if name in self.structure.once]
         others = [name for name in sites if name not in self.structure.once]
-        return (self._on_first(at_once) if at_once else {}) | (self._on_all(others) if others else {})
+        found = averaged(self._on_first(at_once)) if at_once else {}
+        return found | (averaged(self.each(others)) if others else {})
 
-    def _on_first(self, wanted: Sequence[str]) -> Runs:
-        """Return runs on one datum, the last ones again if nothing has changed that these sites read."""
+    def _on_first(self, wanted: Sequence[str]) -> Iterator[Terms]:
+        """Yield runs on one datum, the last ones again if nothing has changed that these sites read."""
         read, sizes = self._read(wanted)
         kept = self._traced
         if kept is None or not kept.serves(sizes, {name: self.points[name] for name in read}):
             kept = self._traced = Traced(sizes, dict(self.points), [*self._traces(sizes, 1)])
-        return {name: [trace[name] for trace in kept.traces] for name in wanted}
+        return ({name: self._term(name, trace[name]) for name in wanted} for trace in kept.traces)
 
-    def _on_all(self, wanted: Sequence[str]) -> Runs:
+    def each(self, wanted: Sequence[str]) -> Iterator[Terms]:
+        """Yield runs on all data."""
         _, sizes = self._read(wanted)
-        found: dict[str, list[Site]] = {name: [] for name in wanted}
-        for trace in self._traces(sizes, None):
-            for name in wanted:
-                found[name].append(trace[name])
-        return found
+        return ({name: self._term(name, trace[name]) for name in wanted} for trace in self._traces(sizes, None))
+
+    def count(self, wanted: Sequence[str]) -> int:
+        """Return how many runs there are."""
+        return math.prod(self._read(wanted)[1].values())
 
     def _read(self, wanted: Sequence[str]) -> tuple[set[str], dict[int, int]]:
         """Return the factors that sites read, and how many points those of each group take."""
@@ -151,39 +198,40 @@ class Expectations:
             values |= {site: value[number][:rows] if local else value[number] for site, value in points.items()}
         return values
 
-    def table(self, name: str, runs: Runs) -> Tensor:
-        """Return the expected log density of a site for each value of discrete latents and each datum."""
-        sites = runs[name]
-        if name in self.structure.observed and (found := natural(sites, self.structure.origins.get(name))) is not None:
+    def _term(self, name: str, site: Site) -> Term:
+        if name in self.structure.observed and (found := natural(site, self.structure.origins.get(name))) is not None:
             form, coefficients, batch = found
-            return form.table(self._numbers(name, coefficients), coefficients).reshape(*batch, -1)
-        if (prior := self._prior(name, sites)) is not None:
-            return prior
-        return sum(log_density(site) for site in sites) / len(sites)
+            return Term(coefficients, form, batch)
+        prior = self._prior(name, site)
+        return Term((log_density(site) if prior is None else prior,))
 
-    def total(self, name: str, runs: Runs) -> Tensor:
+    def table(self, name: str, term: Term) -> Tensor:
+        """Return the expected log density of a site for each value of discrete latents and each datum."""
+        if term.form is None:
+            return term.tensors[0]
+        return term.form.table(self._numbers(name, term.tensors), term.tensors).reshape(*term.batch, -1)
+
+    def total(self, name: str, term: Term) -> Tensor:
         """Return the expected log density of a site, summed over data and over discrete latents by their weights."""
-        sites = runs[name]
-        if name in self.structure.observed and (found := natural(sites, self.structure.origins.get(name))) is not None:
-            form, coefficients, batch = found
+        if term.form is not None:
             if name not in self._moments:
-                x = self._numbers(name, coefficients)
-                self._moments[name] = form.moments(x, self._joint_weights(batch, x))
-            return form.total(self._moments[name], coefficients)
-        table = self.table(name, runs)
+                x = self._numbers(name, term.tensors)
+                self._moments[name] = term.form.moments(x, self._joint_weights(term.batch, x))
+            return term.form.total(self._moments[name], term.tensors)
+        table = self.table(name, term)
         if name not in self.structure.in_data:
             return table.sum()
-        return self._alike(name, table) if table.shape[-1] == 1 else self.contracted(table).sum()
+        return self._of_one_row(name, table) if table.shape[-1] == 1 else self.contracted(table).sum()
 
-    def _alike(self, name: str, table: Tensor) -> Tensor:
+    def _of_one_row(self, name: str, table: Tensor) -> Tensor:
         """Sum a table that is the same for all data, which meets the sums of their weights alone."""
         if name not in self._moments:
             self._moments[name] = (self._joint_weights(table.shape[:-1], table).sum(-1),)
         return (table.flatten() * self._moments[name][0]).sum()
 
-    def log_densities(self, name: str, runs: Runs) -> Tensor:
+    def log_densities(self, name: str, term: Term) -> Tensor:
         """Return the expected log density of a site for each datum, ``(N,)``, discrete latents summed out."""
-        table, rows = self.table(name, runs), len(self.batch[0])
+        table, rows = self.table(name, term), len(self.batch[0])
         # It may be given once for all data.
         return self.contracted(table.expand(*table.shape[:-1], rows)).reshape(-1, rows).sum(0)
 
@@ -206,20 +254,14 @@ class Expectations:
         joint = joint.reshape(joint.shape[-1 - len(batch) :])  # others read none of these
         return joint.expand(*batch, rows).reshape(-1, rows)
 
-    def _prior(self, name: str, sites: Sequence[Site]) -> Tensor | None:
+    def _prior(self, name: str, site: Site) -> Tensor | None:
         """Return the expected log density of a latent from its statistics, where these are known."""
         factor = next((factor for factor in self.structure.factors.values() if name in factor.sites), None)
-        if factor is None or factor.name not in self.means or _masked(sites[0]):
+        if factor is None or factor.name not in self.means or site["mask"] is not None:
             return None
-        if (alone := factor.alone(name, self.means[factor.name])) is None:
-            return None
-        found = [expected_log_prior(site["fn"], *alone) for site in sites]
-        return None if found[0] is None else sum(found) / len(found)
+        alone = factor.alone(name, self.means[factor.name])
+        return None if alone is None else expected_log_prior(site["fn"], *alone)
 
 
 def _count(points: Values) -> int:
     return len(next(iter(points.values())))
-
-
-def _masked(site: Site) -> bool:
-    return site["mask"] is not None

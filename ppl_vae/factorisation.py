@@ -67,6 +67,7 @@ class Factorisation:
     Attributes:
         factors: of the continuous latents, by name; local ones for this very batch.
         discrete: per-datum discrete latents, by site, with the axis of their values.
+        values: how many there are of each of them.
         reads: site name to the names of the factors that its log density depends on.
         in_data: sites in the plate "data".
         observed: what each observed site of the plate "data" observes, all of it.
@@ -78,6 +79,7 @@ class Factorisation:
 
     factors: Mapping[str, Factor]
     discrete: Mapping[str, int]
+    values: Mapping[str, int]
     reads: Mapping[str, frozenset[str]]
     in_data: frozenset[str]
     observed: Mapping[str, Tensor]
@@ -119,6 +121,7 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     return Factorisation(
         factors={factor.name: factor for factor in factors},
         discrete=discrete,
+        values={name: number_of_values(sites[name]) for name in discrete},
         reads=reads,
         in_data=frozenset(name for name, site in sites.items() if in_data(site)),
         **_seen(sites),
@@ -144,12 +147,13 @@ def _drawn(model: Program, batch: Batch) -> dict[str, Site]:
     return {name: site for name, site in found.items() if not site["fn"].support.is_discrete}
 
 
-def factorisation_on(found: Factorisation, model: Program, batch: Batch) -> Factorisation:
-    """Return what is known of a program, for other data."""
-    sites, names = run(model, batch, {}, found.first_dim), [n for n, factor in found.factors.items() if factor.local]
+def factorisation_on(found: Factorisation, model: Program, batch: Batch) -> tuple[Factorisation, Mapping[str, Site]]:
+    """Return what is known of a program, for other data, and the sites of its local factors."""
+    names = [name for name, factor in found.factors.items() if factor.local]
     priors = drawn(model, batch) if names else {}
     local = {name: factor_of(name, priors[name]["fn"], True) for name in names}
-    return replace(found, factors={**found.factors, **local}, **_seen(sites))
+    seen = _seen(run(model, batch, {}, found.first_dim))
+    return replace(found, factors={**found.factors, **local}, **seen), priors
 
 
 def _seen(sites: Mapping[str, Site]) -> dict[str, dict[str, Tensor]]:
@@ -251,7 +255,7 @@ def _alike(site: Site, alone: Site) -> bool:
     if in_data(site) and site["fn"].batch_shape[-1:] == (1,):
         return False  # a single datum looks like itself, whatever others will do
     if site["is_observed"] and in_data(site):
-        found = [natural([one]) for one in (site, alone)]
+        found = [natural(one) for one in (site, alone)]
         return None not in found and all(map(torch.equal, found[0][1], found[1][1]))
     if in_data(site) and not enumerated(site):
         return False

@@ -63,6 +63,23 @@ class Factor:
         values = tuple(value.unsqueeze(0) for value in self.family.mode(eta))
         return dict(zip(self.sites, self.unpack(values), strict=True))
 
+    def statistics_at_mode(self, eta: Natural) -> Natural | None:
+        """Return the statistics of the value of highest density, of families whose prior is averaged by them."""
+        values = self.family.mode(eta)
+        if isinstance(self.family, Dirichlet):
+            return (values[0].log(),)
+        return (values[0].logdet(), values[0]) if isinstance(self.family, Wishart) else None
+
+    def check_peak(self, eta: Natural) -> None:
+        """Raise if the density has no highest value."""
+        peaked = self.family.peaked(eta)
+        if not bool(peaked.all()):
+            raise ContractError(
+                f"point: the density of '{self.name}' rises without end towards an edge{where(~peaked)}, so that it "
+                "has no mode; give a prior with a larger shape, concentration or number of degrees of freedom, or "
+                "leave the site out of point"
+            )
+
     def sample(self, eta: Natural, n: int) -> Values:
         """Draw the sites' values, ``(n, ...)``."""
         return dict(zip(self.sites, self.unpack(self.family.sample(eta, n)), strict=True))
@@ -70,6 +87,16 @@ class Factor:
     def distributions(self, eta: Natural) -> dict[str, Any]:
         """Return the marginal distribution of each site."""
         return dict(zip(self.sites, self.wrap(eta), strict=True))
+
+
+def where(wrong: Tensor) -> str:
+    """Say which elements of a batch, in a parenthesis.
+
+    Example:
+        >>> where(torch.tensor([False, True]))
+        ' (elements [[1]])'
+    """
+    return f" (elements {wrong.nonzero().tolist()[:3]})" if wrong.dim() else ""
 
 
 def factor_of(name: str, fn: Any, local: bool) -> Factor:

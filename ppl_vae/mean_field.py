@@ -15,8 +15,9 @@ M. Johnson, D. Tran, "Autoconj", NeurIPS 2018, https://arxiv.org/abs/1811.11926;
 D. Blei, C. Wang, J. Paisley, "Stochastic Variational Inference", JMLR 2013, https://jmlr.org/papers/v14/hoffman13a.html.
 """
 
-from collections.abc import Collection, Mapping
-from functools import reduce
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
 import pyro.distributions as dist
@@ -25,20 +26,18 @@ from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.contract import ContractError
+from ppl_vae.contract import ContractError, Site
 from ppl_vae.densities import normalised
-from ppl_vae.expectations import Expectations, Runs, Summed
+from ppl_vae.expectations import Expectations, Summed, Terms
 from ppl_vae.factorisation import (
     Factorisation,
     Joint,
     drawn,
     factorisation_of,
     factorisation_on,
-    number_of_values,
-    run,
 )
-from ppl_vae.factors import Factor, Values
-from ppl_vae.families import Dirichlet, Natural, Wishart
+from ppl_vae.factors import Factor, Values, where
+from ppl_vae.families import Natural
 from ppl_vae.probes import Probe, alike
 from ppl_vae.programs import Program
 
@@ -65,7 +64,8 @@ class Factorised:
         self.eta: dict[str, Natural] = {}
         self.expected = Expectations(model, batch, self.structure)
         self._summed: Summed | None = None
-        self.begin()
+        self._checked: set[str] = set()
+        self._probes: dict[str, Probe] = {}
 
     @property
     def factors(self) -> Mapping[str, Factor]:
@@ -74,14 +74,15 @@ class Factorised:
 
     def begin(self) -> None:
         """Start near the prior: means where it draws them, and no factor wider than a few data leave it."""
-        self._checked: set[str] = set()
-        self._probes: dict[str, Probe] = {}
-        priors = drawn(self.model, self.batch)
-        for name, factor in self.factors.items():
-            self.set(name, factor.beginning({site: priors[site] for site in factor.sites}))
-        sites = run(self.model, self.batch, {}, self.structure.first_dim)
+        self._checked, self._probes = set(), {}
+        self._begin(self.factors, drawn(self.model, self.batch))
+
+    def _begin(self, names: Iterable[str], priors: Mapping[str, Site]) -> None:
+        """Start some factors near their priors, and discrete latents with all values as probable."""
+        for name in names:
+            self.set(name, self.factors[name].beginning({site: priors[site] for site in self.factors[name].sites}))
         for site, dim in self.structure.discrete.items():
-            values = number_of_values(sites[site])
+            values = self.structure.values[site]
             even = self._like().new_full([values] + [1] * (-dim - 1), 1 / values)
             self.expected.weigh_discrete(site, even.expand(*even.shape[:-1], len(self.batch[0])))
 
@@ -99,19 +100,16 @@ class Factorised:
         factor = self.factors[name]
         if not bool((valid := factor.family.valid(eta)).all()):
             raise ContractError(
-                f"site '{factor.name}': its optimal factor has no finite mass{_where(~valid)}; the data may be "
+                f"site '{factor.name}': its optimal factor has no finite mass{where(~valid)}; the data may be "
                 "constant, or the prior improper: give it a proper prior"
             )
         self.eta[name] = eta
         if name in self.point:
-            _check_peak(factor, eta)
-            self.expected.points[name] = factor.mode(eta)
-            self.expected.means.pop(name, None)
-            if (mean := at_point(factor, factor.family.mode(eta))) is not None:
-                self.expected.means[name] = mean
+            factor.check_peak(eta)
+            self.expected.put(name, factor.mode(eta), factor.statistics_at_mode(eta))
         else:
             mean = factor.family.mean(eta)
-            self.expected.means[name], self.expected.points[name] = mean, factor.points(mean)
+            self.expected.put(name, factor.points(mean), mean)
 
     @torch.no_grad()
     def update_discrete(self, site: str) -> None:
@@ -121,8 +119,7 @@ class Factorised:
         if shape[dim] == 1:
             return
         self._summed = None
-        runs = self.expected.runs(readers)
-        tables = {name: self.expected.table(name, runs) for name in readers}
+        tables = {name: self.expected.table(name, term) for name, term in self.expected.terms(readers).items()}
         reading = [name for name, table in tables.items() if table.dim() >= -dim and table.shape[dim] > 1]
         logits = reduce(torch.add, (self.expected.contracted(tables.pop(name), besides=site) for name in reading))
         everywhere = logits.expand(torch.broadcast_shapes(logits.shape, shape))  # sums leave axes of one in front
@@ -163,12 +160,9 @@ class Factorised:
 
     def _optimum(self, name: str, probe: Probe) -> Natural:
         """Return the best parameters of a factor by the slopes of the expected log joint."""
-        factor, readers = self.factors[name], self.structure.readers(name)
-        with torch.enable_grad():
-            total = self._total(probe.expected, readers, probe.runs, 1.0 if factor.local else self.scale)
-            slopes = torch.autograd.grad(
-                total, probe.mean, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+        factor = self.factors[name]
+        total = partial(self._total, scale=1.0 if factor.local else self.scale)
+        slopes = probe.slopes(name, self.expected, total)
         return tuple(part.detach() for part in factor.family.optimum(slopes, probe.mean))
 
     def _kept_probe(self, name: str) -> Probe:
@@ -177,33 +171,28 @@ class Factorised:
         if kept and kept.serves(self.eta[name], self.expected.points):
             return kept
         made = self._probe(name, self.eta[name], 0)
-        # Runs on all data would stay in memory.
-        if all(site in self.structure.once for site in self.structure.readers(name)):
+        # Local factors are as many as data, which another batch does not share.
+        if not made.on_all and not self.factors[name].local:
             self._probes[name] = made
         return made
 
     def _probe(self, name: str, eta: Natural, k: int) -> Probe:
         """Run the program with a factor near given parameters."""
         factor, readers = self.factors[name], self.structure.readers(name)
+        at_once = [site for site in readers if site in self.structure.once]
         with torch.enable_grad():
             near = factor.family.mean(factor.family.near(eta, k))
             mean = tuple(m.detach().clone().requires_grad_() for m in near)
-            expected = Expectations(
-                self.model,
-                self.batch,
-                self.structure,
-                self.expected.points | {name: factor.points(mean)},
-                self.expected.means | {name: mean},
-                self.expected.weights,
-                self.expected._moments,
-            )
-            runs = expected.runs(readers)
+            points = factor.points(mean)
+            terms = self.expected.near(name, points, mean).terms(at_once)
         read = set().union(*(self.structure.reads[site] for site in readers)) - {name}
         others = {other: self.expected.points[other] for other in read}
-        return Probe(expected, mean, runs, self.eta[name], len(factor.family.batch), others)
+        on_all = [site for site in readers if site not in at_once]
+        return Probe(mean, points, terms, on_all, self.eta[name], len(factor.family.batch), others)
 
-    def _total(self, expected: Expectations, sites: Collection[str], runs: Runs, scale: float) -> Tensor:
-        return sum(expected.total(name, runs) * (scale if name in self.structure.in_data else 1.0) for name in sites)
+    def _total(self, terms: Terms, scale: float) -> Tensor:
+        in_data, total = self.structure.in_data, self.expected.total
+        return sum(total(name, term) * (scale if name in in_data else 1.0) for name, term in terms.items())
 
     def update_local(self, sweeps: int = 1) -> None:
         """Bring the factors of each datum to their optimum, given the global ones and each other."""
@@ -227,13 +216,30 @@ class Factorised:
 
     def on(self, batch: Batch, scale: float = 1.0) -> "Factorised":
         """Return the posterior of other data, with the global factors of this one; local ones begin anew."""
-        structure = factorisation_on(self.structure, self.model, batch)
-        other = Factorised(self.model, batch, structure, self.point, scale)
+        structure, priors = factorisation_on(self.structure, self.model, batch)
+        return self._continued(Factorised(self.model, batch, structure, self.point, scale), priors)
+
+    def part(self, rows: Tensor) -> "Factorised":
+        """Return the same on some of the data, which stand for all; it shares what is kept of runs."""
+        batch = tuple(part[rows.to(part.device)] for part in self.batch)
+        structure, priors = factorisation_on(self.structure, self.model, batch)
+        structure = replace(structure, origins=self.structure.origins)  # from which kept runs measure data
+        other = Factorised(self.model, batch, structure, self.point, len(self.batch[0]) / len(rows))
+        other._probes = self._probes
+        return self._continued(other, priors)
+
+    def _continued(self, other: "Factorised", priors: Mapping[str, Site]) -> "Factorised":
         other._checked = self._checked
+        other.take(self)
+        other._begin([name for name, factor in other.factors.items() if factor.local], priors)
+        return other
+
+    def take(self, other: "Factorised") -> None:
+        """Take up the global factors of the same posterior on other data."""
         for name, factor in self.factors.items():
             if not factor.local:
-                other.set(name, self.eta[name])
-        return other
+                self.eta[name] = other.eta[name]
+                self.expected.put(name, other.expected.points[name], other.expected.means.get(name))
 
     def load(self, eta: Mapping[str, Natural], weights: Mapping[str, Tensor]) -> None:
         """Take up natural parameters, and probabilities of discrete latents."""
@@ -278,7 +284,7 @@ class Factorised:
         weights = self.expected.weights
         known = self._summed if self._summed and self._summed.holds(self.eta, weights) else None
         sites = [site for site in self.structure.reads if known is None or site not in known.sites]
-        value = self._total(self.expected, sites, self.expected.runs(sites), self.scale)
+        value = self._total(self.expected.terms(sites), self.scale)
         for name, factor in self.factors.items():
             if name not in self.point:
                 value = value + factor.family.entropy(self.eta[name]).sum() * (self.scale if factor.local else 1.0)
@@ -301,7 +307,9 @@ def factorised(model: Program, batch: Batch, joint: Joint | None = None, point: 
         ContractError: the program has a latent that no factor fits, or none of a name.
     """
     structure = factorisation_of(model, batch, joint)
-    return Factorised(model, batch, structure, _points(structure, point))
+    made = Factorised(model, batch, structure, _points(structure, point))
+    made.begin()
+    return made
 
 
 def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
@@ -318,27 +326,3 @@ def _points(structure: Factorisation, point: Collection[str]) -> frozenset[str]:
                 "apart by joint=()"
             )
     return frozenset(owner[site].name for site in point)
-
-
-def _check_peak(factor: Factor, eta: Natural) -> None:
-    peaked = factor.family.peaked(eta)
-    if not bool(peaked.all()):
-        raise ContractError(
-            f"point: the density of '{factor.name}' rises without end towards an edge{_where(~peaked)}, so that it has "
-            "no mode; give a prior with a larger shape, concentration or number of degrees of freedom, or leave the "
-            "site out of point"
-        )
-
-
-def _where(wrong: Tensor) -> str:
-    """Say which elements of a batch, in a parenthesis."""
-    return f" (elements {wrong.nonzero().tolist()[:3]})" if wrong.dim() else ""
-
-
-def at_point(factor: Factor, values: tuple[Tensor, ...]) -> Natural | None:
-    """Return the statistics of a value, where `Expectations` asks for them."""
-    if isinstance(factor.family, Dirichlet):
-        return (values[0].log(),)
-    if isinstance(factor.family, Wishart):
-        return values[0].logdet(), values[0]
-    return None

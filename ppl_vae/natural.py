@@ -6,7 +6,7 @@ locations are measured from an origin among the data, since squares of numbers f
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -102,17 +102,16 @@ def natural_form(fn: Any, origin: Tensor | None = None) -> tuple[Form, Coefficie
     return make(base, event, torch.zeros(()) if origin is None else origin)
 
 
-def natural(sites: Sequence[Site], origin: Tensor | None = None) -> tuple[Form, Coefficients, Size] | None:
-    """Return the form of an observed site with its coefficients averaged over runs, and the batch shape left of data.
+def natural(site: Site, origin: Tensor | None = None) -> tuple[Form, Coefficients, Size] | None:
+    """Return the form of an observed site with its coefficients, and the batch shape left of data.
 
     Coefficients have the batch as their first axis. None if the site has no such form.
     """
-    fns = [site["fn"] for site in sites]
-    if sites[0]["mask"] is not None or (found := [natural_form(fn, origin) for fn in fns])[0] is None:
+    if site["mask"] is not None or (found := natural_form(site["fn"], origin)) is None:
         return None
-    batch = fns[0].batch_shape[:-1]
-    averaged = (sum(many) / len(many) for many in zip(*(c for _, c in found), strict=True))
-    return found[0][0], tuple(c.reshape(batch.numel(), *c.shape[len(batch) :]) for c in averaged), batch
+    form, coefficients = found
+    batch = site["fn"].batch_shape[:-1]
+    return form, tuple(c.reshape(batch.numel(), *c.shape[len(batch) :]) for c in coefficients), batch
 
 
 def log_density(site: Site) -> Tensor:

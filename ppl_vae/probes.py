@@ -1,18 +1,21 @@
 """Places at which slopes of an expected log joint density are taken, and kept while they serve."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ppl_vae.expectations import Expectations, Runs
+from ppl_vae.expectations import Expectations, Terms
 from ppl_vae.factors import Values
 from ppl_vae.families import Dirichlet, Family, Gaussian, Natural, Wishart
 from ppl_vae.matrices import in_units
 
 __all__ = ["Probe", "alike", "apart", "of_one_size"]
 
+Total = Callable[[Terms], Tensor]
+UNUSED = {"allow_unused": True, "materialize_grads": True}
 # How far two optima may differ by rounding; see `apart`.
 LINEAR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
@@ -22,17 +25,19 @@ class Probe:
     """A place at which slopes of the expected log joint are taken.
 
     Attributes:
-        expected: expectations there.
-        mean: the factor's expected statistics, leaves of what the runs computed.
-        runs: of the sites that read the factor.
-        eta: the factor's parameters then.
+        mean: the factor's expected statistics there, leaves of all that is computed here.
+        points: the factor's values there, by site, ``(P, ...)``.
+        terms: log densities of the sites that read the factor and look the same on any data, averaged over runs.
+        on_all: sites that read it and do not.
+        eta: the factor's parameters when this was made.
         axes: how many axes its batch has.
         others: points of the other factors that these sites read.
     """
 
-    expected: Expectations
     mean: Natural
-    runs: Runs
+    points: Values
+    terms: Terms
+    on_all: Sequence[str]
     eta: Natural
     axes: int
     others: Mapping[str, Values]
@@ -41,6 +46,42 @@ class Probe:
         """Tell whether a factor with these parameters is near enough for its rounding, and the others are as then."""
         same = all(points[name] is values for name, values in self.others.items())
         return same and all(of_one_size(*parts, self.axes) for parts in zip(self.eta, eta, strict=True))
+
+    def slopes(self, name: str, expected: Expectations, total: Total) -> Natural:
+        """Return the gradient of a total in the expected statistics.
+
+        Args:
+            name: of the factor.
+            expected: expectations under the posterior as it is.
+            total: from terms of sites to their sum over all data.
+        """
+        found = [torch.zeros_like(part) for part in self.mean]
+        with torch.enable_grad():
+            if self.terms:
+                found = torch.autograd.grad(total(self.terms), self.mean, retain_graph=True, **UNUSED)
+            if self.on_all:
+                found = map(torch.add, found, self._slopes_on_all(name, expected, total))
+        return tuple(found)
+
+    def _slopes_on_all(self, name: str, expected: Expectations, total: Total) -> list[Tensor]:
+        """Take slopes run by run, since the graphs of all runs on all data would fill memory."""
+        points = {site: [_leaf(value) for value in values] for site, values in self.points.items()}
+        mean = tuple(map(_leaf, self.mean))
+        here, leaves = expected.near(name, points, mean), [*mean, *itertools.chain(*points.values())]
+        count = here.count(self.on_all)
+        for terms in here.each(self.on_all):
+            torch.autograd.backward(total(terms) / count, inputs=leaves)
+        outer = [torch.stack([_slope(value) for value in values]) for values in points.values()]
+        through = torch.autograd.grad([*self.points.values()], self.mean, outer, retain_graph=True, **UNUSED)
+        return [_slope(leaf) + slope for leaf, slope in zip(mean, through, strict=True)]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_()
+
+
+def _slope(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def of_one_size(old: Tensor, new: Tensor, axes: int) -> bool:

@@ -1,5 +1,7 @@
 """What coordinate ascent keeps of one update for the next, held to what it would compute anew."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -101,6 +103,61 @@ def test_an_iteration_of_a_mixture_runs_its_program_twice():
     for _ in iterations(factorised, 3):
         factorised.elbo()
     assert runs == [1] * 6  # on a single datum, for each of two points
+
+
+def test_a_step_on_a_minibatch_runs_its_program_thrice():
+    runs = []
+
+    class Counted(BayesianGaussianMixture):
+        def forward(self, x):
+            runs.append(len(x))
+            super().forward(x)
+
+    factorised = made(Counted(2, 3), numbers(2))
+    for _ in iterations(factorised, 20):
+        pass
+
+    def step(rows):
+        part = factorised.part(rows)
+        part.update_local()
+        part.update_global(0.01)
+        factorised.take(part)
+
+    step(torch.arange(6))
+    runs.clear()
+    step(torch.arange(5, 12))
+    assert runs == [7, 1, 1]  # for what the batch observes, then on a datum of it for each of two points
+
+
+def test_a_part_is_the_posterior_of_these_data(factorised):
+    for _ in iterations(factorised, 2):
+        pass
+    rows = torch.arange(3, 20)
+    part, other = factorised.part(rows), factorised.on(tuple(x[rows] for x in factorised.batch), scale=N / len(rows))
+    other.load({n: eta for n, eta in part.eta.items() if part.factors[n].local}, part.expected.weights)
+    for one in (part, other):
+        one.update_local()
+        one.update_global(0.3)
+    for name, eta in part.eta.items():
+        agree(eta, other.eta[name])
+
+
+def test_runs_on_all_data_are_in_memory_one_at_a_time():
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(ProbabilisticPCA):
+        def forward(self, x):
+            if len(x) == N:
+                most.append(len(alive))
+                alive.add(mark := torch.zeros(N, 1).double().requires_grad_())
+                return super().forward(x + mark.detach() * mark)  # the graph of whatever reads x holds it
+            return super().forward(x)
+
+    factorised = made(Watched(3, 2), numbers(3))
+    most.clear()
+    for _ in iterations(factorised, 2):
+        factorised.elbo()
+    assert len(most) > 10 and max(most) <= 2  # the one before goes when the next is there
 
 
 def test_restarts_share_nothing():
