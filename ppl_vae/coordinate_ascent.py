@@ -9,13 +9,14 @@ from torch import Tensor
 from ppl_vae import starts
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.clusters import nearly_empty
-from ppl_vae.factorisation import Joint
+from ppl_vae.factorisation import Joint, Placing
 from ppl_vae.families import Natural
 from ppl_vae.iterating import Iterated, check_iterations, check_seed, iterated
 from ppl_vae.mean_field import Factorised, factorised
 from ppl_vae.mean_field_posterior import MeanField
 from ppl_vae.point_estimate import check_finite
 from ppl_vae.programs import Program, Programs, forked_random_state, modes_and_buffers_kept, program_name
+from ppl_vae.snapshots import snapshot
 
 __all__ = ["cavi", "robbins_monro"]
 
@@ -260,6 +261,7 @@ def result(model: Program, factorised: Factorised, done: Iterated, tol: float) -
         warnings=(*_unfinished(done, tol), *_held_fixed(model), *nearly_empty(discrete)),
         subject=program_name(model),
         factorised=factorised,
+        tensors=snapshot(model, factorised.batch, Placing({})(model)),
     )
 
 
