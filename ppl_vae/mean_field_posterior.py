@@ -15,7 +15,8 @@ from ppl_vae.exporting import from_arrays
 from ppl_vae.latent_structure import structure_of
 from ppl_vae.mean_field import Factorised
 from ppl_vae.point_estimate import check_finite
-from ppl_vae.programs import Programs, forked_random_state, modes_and_buffers_kept
+from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.snapshots import as_it_was
 
 __all__ = ["MeanField"]
 
@@ -35,6 +36,7 @@ class MeanField(Clusters):
         warnings: what speaks against the result, in sentences.
         subject: which model, in words.
         factorised: the posterior itself, to compute with.
+        tensors: the model's parameters and buffers at the end, at which new data are met wherever training takes them.
     """
 
     q: Mapping[str, Any]
@@ -46,6 +48,7 @@ class MeanField(Clusters):
     warnings: tuple[str, ...]
     subject: str
     factorised: Factorised = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
 
     def __len__(self) -> int:
         """The number of data N."""
@@ -95,10 +98,11 @@ class MeanField(Clusters):
             >>> bool((found.log_density(torch.ones(1, 1)).exp() - 3 / 5).abs() < 0.05)
             True
         """
-        model, batch = self.factorised.model, self._taken(x)
+        model = self.factorised.model
         names = [s for f in self.factorised.factors.values() if not f.local for s in f.sites]
         drawn = self.sample(draws if self.factorised.uncertain else 1, seed)
-        with forked_random_state(seed), modes_and_buffers_kept(Programs(model, model), training=False), torch.no_grad():
+        with forked_random_state(seed), as_it_was(model, self.tensors), torch.no_grad():
+            batch = self._taken(x)
             structure, _ = structure_of(model, batch)
             count = len(next(iter(drawn.values()))) if names else 1
             at = ({name: drawn[name][s] for name in names} for s in range(count))
@@ -116,14 +120,13 @@ class MeanField(Clusters):
         Raises:
             ValueError: the model does not have exactly one discrete latent for each datum.
         """
-        model, batch = self.factorised.model, self._taken(x)
-        with forked_random_state(), modes_and_buffers_kept(Programs(model, model), training=False), torch.no_grad():
-            other = self.factorised.on(batch)
+        with forked_random_state(), as_it_was(self.factorised.model, self.tensors), torch.no_grad():
+            other = self.factorised.on(self._taken(x))
             other.update_local(sweeps=20)
         return responsibilities(other.probabilities())
 
     def _taken(self, x: Any) -> Batch:
-        """Return new data where the model is."""
+        """Return new data where the model is, which may have gone elsewhere since."""
         batch = as_batch(x)
         check_finite(batch)
         return Programs(self.factorised.model, self.factorised.model).on_device(batch)

@@ -1,7 +1,6 @@
 """What maximum likelihood or maximum a posteriori found: a point, and exact posteriors of the latents there."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,8 @@ from ppl_vae.clusters import Clusters, responsibilities
 from ppl_vae.conditioning import Posterior, posterior
 from ppl_vae.exporting import from_arrays
 from ppl_vae.latent_structure import Structure
-from ppl_vae.programs import Programs, modes_and_buffers_kept
+from ppl_vae.programs import Programs
+from ppl_vae.snapshots import as_it_was
 
 __all__ = ["Point", "PointEstimate", "check_finite"]
 
@@ -38,17 +38,8 @@ class Point:
         """Condition on data; the program's own parameters stay as they are."""
         batch = self.programs.on_device(as_batch(x))
         check_finite(batch)
-        with self._there(), modes_and_buffers_kept(self.programs, training=False):
+        with as_it_was(self.structure.model, self.tensors):
             return posterior(self.structure, batch, self.points)
-
-    @contextmanager
-    def _there(self) -> Iterator[None]:
-        now = {name: tensor.detach().clone() for name, tensor in self.programs.tensors().items()}
-        put(self.programs, self.tensors)
-        try:
-            yield
-        finally:
-            put(self.programs, now)
 
 
 def put(programs: Programs, tensors: Mapping[str, Tensor]) -> None:

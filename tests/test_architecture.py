@@ -39,6 +39,7 @@ MAY_IMPORT = {
     },
     "enumeration": {"contract", "particles"},
     "programs": {"batches"},
+    "snapshots": {"batches", "programs"},
     "remarks": set(),
     "surveying": {"programs"},
     "keeping": {"surveying"},

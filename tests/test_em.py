@@ -1,4 +1,4 @@
-"""Expectation maximisation: against scikit-learn and closed forms, and by what every iteration must do."""
+"""Expectation maximisation: against scikit-learn and closed forms, what every iteration must do, and results."""
 
 import math
 import warnings
@@ -14,20 +14,12 @@ from exact_models import F64, clusters
 from sklearn.decomposition import FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from torch import nn
+from unchanged import assert_same, tensors
 
 import ppl_vae as pv
 from ppl_vae import programs
 from ppl_vae.expectation_maximization import ExactEM
 from ppl_vae.models.linear_gaussian import LinearGaussian
-
-
-def tensors(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same(model, before):
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def theirs(x, iterations, **options):
@@ -176,6 +168,32 @@ def test_a_prior_of_the_parameters():
     assert found.history["log_posterior"][-1] > found.history["log_posterior"][0]
 
 
+def around_the_data(x):
+    """A location whose prior lies at the mean of the data, and is seen through another summary of them."""
+    loc = pyro.sample("loc", dist.Normal(x[:, 0].mean(), 0.1))
+    pyro.sample("summary", dist.Normal(loc, 0.5), obs=x[:, 1].mean())
+    with pyro.plate("data", x.shape[0], dim=-1):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 2])
+
+
+def test_a_prior_may_read_all_data():
+    x = clusters(30, 3)
+    weights = torch.tensor([100.0, 4.0, 30.0], dtype=F64)  # precisions, of a mode known in closed form
+    mode = (weights * x.mean(0)).sum() / weights.sum()
+    found, turned = (pv.em(around_the_data, data, iterations=200, tol=1e-13) for data in (x, x.flip(0)))
+    torch.testing.assert_close(found.parameters["loc"], mode, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.parameters["loc"], turned.parameters["loc"], rtol=0, atol=1e-6)
+    prior = dist.Normal(x[:, 0].mean(), 0.1).log_prob(mode) + dist.Normal(mode, 0.5).log_prob(x[:, 1].mean())
+    exact = dist.Normal(mode, 1.0).log_prob(x[:, 2]).mean() + prior / 30
+    assert found.history["log_posterior"][-1] == pytest.approx(exact.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("model", "once"), [(around_the_data, False), (exact_models.coin, True)])
+def test_a_prior_that_reads_no_data_runs_on_one_datum(model, once):
+    x = clusters(20, 3) if model is around_the_data else torch.ones(20, dtype=F64)
+    assert ExactEM(model, (x,), None, None).structure.prior_once == once
+
+
 def test_pyro_params_are_fitted_and_told():
     def model(x):
         rate = pyro.param("rate", torch.tensor(1.0, dtype=F64), constraint=dist.constraints.positive)
@@ -185,6 +203,14 @@ def test_pyro_params_are_fitted_and_told():
     found = pv.em(model, torch.tensor([1.0, 4.0, 2.0, 5.0], dtype=F64))
     assert found.parameters["rate"].item() == pytest.approx(3.0, abs=1e-7)
     assert pyro.param("rate").item() == pytest.approx(3.0, abs=1e-7)
+
+
+def test_single_precision():
+    """Where rounding passes for a bend, the message says so."""
+    found = pv.em(exact_models.GaussianMixture().float(), clusters(100).float(), iterations=5)
+    assert found.log_px.dtype == torch.float32
+    double = pv.em(exact_models.GaussianMixture(), clusters(100), iterations=5)
+    torch.testing.assert_close(found.log_px.double(), double.log_px, rtol=1e-3, atol=1e-3)
 
 
 def test_new_data():
@@ -254,174 +280,6 @@ def test_two_discrete_latents_have_no_one_responsibility():
     assert "responsibilities_a" in found.to_arviz()["posterior"]
 
 
-def refused(message, model, x, error=ValueError, **options):
-    before = tensors(model)
-    with pytest.raises(error, match=message):
-        pv.em(model, x, **options)
-    assert_same(model, before)
-
-
-def test_data_that_are_no_numbers_are_refused():
-    x = clusters(20)
-    x[[3, 7], 0] = torch.tensor([math.nan, math.inf], dtype=F64)
-    refused(r"rows 3, 7 of part 0 hold NaN .*pv.impute", exact_models.GaussianMixture(), x)
-
-
-def test_types_that_differ_are_refused():
-    refused("x: it is in float32, the model's parameters are in float64", exact_models.Strict(), clusters(20).float())
-
-
-def test_single_precision():
-    """Where rounding passes for a bend, the message says so."""
-    found = pv.em(exact_models.GaussianMixture().float(), clusters(100).float(), iterations=5)
-    assert found.log_px.dtype == torch.float32
-    double = pv.em(exact_models.GaussianMixture(), clusters(100), iterations=5)
-    torch.testing.assert_close(found.log_px.double(), double.log_px, rtol=1e-3, atol=1e-3)
-
-
-def test_data_outside_the_support_are_refused():
-    with pytest.raises(pv.ContractError, match=r"site 'x': data .*outside the support"):
-        pv.em(exact_models.coin, torch.tensor([0.0] * 10 + [2.0], dtype=F64))
-
-
-def test_more_components_than_data_are_refused():
-    refused("3 distinct rows.*5 components", exact_models.GaussianMixture(y_dim=5), clusters(3))
-    x = clusters(3).repeat(20, 1)
-    refused("3 distinct rows.*5 components", exact_models.GaussianMixture(y_dim=5), x)
-
-
-def test_singular_covariances_name_their_component():
-    x = torch.cat([clusters(50), torch.full((10, 2), 100.0, dtype=F64)])  # one cluster of equal points
-    refused(r"component \d: its covariance is not positive definite", exact_models.Strict(), x)
-    flat = clusters(50)
-    flat[:, 1] = 0.0
-    refused("component 0: its covariance .*constant", exact_models.GaussianMixture(), flat)
-    found = pv.em(exact_models.GaussianMixture(floor=1e-3), x, iterations=3)
-    assert found.log_px.isfinite().all()
-
-
-class ByCovariance(exact_models.GaussianMixture):
-    """Parameterised by covariances, of which an M-step makes one singular after some iterations."""
-
-    def forward(self, x):
-        covariance = self.tril @ self.tril.mT
-        with pyro.plate("data", x.shape[0], dim=-1):
-            y = pyro.sample("y", dist.Categorical(logits=self.logits))
-            fn = dist.MultivariateNormal(self.mean[y], covariance_matrix=covariance[y], validate_args=False)
-            pyro.sample("x", fn, obs=x)
-
-    def m_step(self, posterior, x):
-        super().m_step(posterior, x)
-        with torch.no_grad():
-            self.tril[1] *= 0.0
-
-
-def test_errors_in_the_program_leave_all_as_it_was():
-    refused("component 1: its covariance is not positive", ByCovariance(), clusters(40))
-
-
-def test_impossible_data_are_named():
-    class Bounded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(0.0, dtype=F64))
-
-        def forward(self, x):
-            with pyro.plate("data", x.shape[0], dim=-1):
-                fn = dist.Normal(0.0, self.scale, validate_args=False)
-                pyro.sample("x", fn, obs=x)
-
-    refused("row 0 is nan", Bounded(), torch.randn(4, dtype=F64), FloatingPointError)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"iterations": 0}, ValueError, "iterations"),
-        ({"tol": -1.0}, ValueError, "tol"),
-        ({"restarts": 0}, ValueError, "restarts"),
-        ({"restarts": 2, "start": pv.starts.as_they_are}, ValueError, "restarts: each would begin at the same"),
-        ({"start": torch.ones(3, 3)}, ValueError, "start: .*shape"),
-        ({"start": torch.ones(20, 3)}, ValueError, "row 0 is no distribution"),
-        ({"start": "kmeans"}, TypeError, "start: "),
-    ],
-)
-def test_options_that_mean_nothing_are_refused(options, error, message):
-    refused(message, exact_models.GaussianMixture(), clusters(20), error, **options)
-
-
-def test_responsibilities_need_one_discrete_latent():
-    refused("start: .*none", LinearGaussian(2, 1).double(), clusters(20), start=pv.starts.random)
-
-
-def test_a_model_with_nothing_to_fit_is_refused():
-    def model(x):
-        with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-
-    with pytest.raises(pv.ContractError, match="nothing to fit"):
-        pv.em(model, torch.randn(4))
-
-
-class Forgetful(exact_models.MixtureWithPriors):
-    def m_step(self, posterior, x):
-        return {"weights": posterior["y"].mean(0)}
-
-
-def test_an_m_step_gives_every_global_latent():
-    with pytest.raises(pv.ContractError, match=r"m_step: it returned 'weights' .*'loc'"):
-        pv.em(Forgetful(), clusters(20)[:, 0])
-
-
-def test_steps_are_iterations():
-    x = clusters(100)
-    found = pv.em(exact_models.GaussianMixture(), x, iterations=5, tol=0)
-    model = exact_models.GaussianMixture()
-    step = pv.em_step(model)
-    fit = pv.fit(step=step, data=x, batch_size=100, epochs=6)
-    np.testing.assert_allclose(fit.history["train_bound"], found.history["log_likelihood"], atol=1e-9)
-    torch.testing.assert_close(step.bound(x), model.log_px(x).detach(), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("make", [exact_models.GaussianMixture, exact_models.MixtureWithPriors])
-def test_a_step_goes_on_from_its_state(make):
-    x = clusters(100) if make is exact_models.GaussianMixture else 3 * clusters(100, 1)[:, 0]
-    whole = pv.em_step(make())
-    bounds = [whole(x).bound for _ in range(4)]
-    first = pv.em_step(make())
-    early = [first(x).bound for _ in range(2)]
-    other = pv.em_step(make())
-    other.load_state_dict(first.state_dict())
-    assert [*early, *(other(x).bound for _ in range(2))] == bounds
-    assert torch.equal(other.bound(x), whole.bound(x))
-
-
-def test_a_step_tells_its_prior_apart():
-    info = pv.em_step(exact_models.MixtureWithPriors())(clusters(40)[:, 0])
-    assert info.penalties.keys() == {"log_prior"}
-
-
-def test_a_step_refuses_parts_of_the_data():
-    step, x = pv.em_step(exact_models.GaussianMixture()), clusters(100)
-    step(x)
-    step(x.flip(0))
-    for other in (x[:50], x + 1):
-        with pytest.raises(ValueError, match="batch_size=len"):
-            step(other)
-    with pytest.raises(TypeError, match="shuffled"):
-        pv.em_step(exact_models.GaussianMixture(), start=torch.ones(100, 3) / 3)
-
-
-def test_a_failing_step_changes_nothing():
-    model = exact_models.Strict()
-    before, step = tensors(model), pv.em_step(model)
-    with pytest.raises(ValueError, match="component"):
-        step(torch.cat([clusters(50), torch.full((10, 2), 100.0, dtype=F64)]))
-    assert_same(model, before)
-    step(clusters(50))  # other data, from the start
-    assert step.state_dict()["begun"]
-
-
 def test_modes_and_gradients_stay():
     model, x = exact_models.DiagonalMixture(), clusters(30)
     model.mean.grad = torch.ones_like(model.mean)
@@ -432,48 +290,6 @@ def test_modes_and_gradients_stay():
     assert programs.Programs(model, model).parameters()["model.mean"].requires_grad
 
 
-def around_the_data(x):
-    """A location whose prior lies at the mean of the data, and is seen through another summary of them."""
-    loc = pyro.sample("loc", dist.Normal(x[:, 0].mean(), 0.1))
-    pyro.sample("summary", dist.Normal(loc, 0.5), obs=x[:, 1].mean())
-    with pyro.plate("data", x.shape[0], dim=-1):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 2])
-
-
-def test_a_prior_may_read_all_data():
-    x = clusters(30, 3)
-    weights = torch.tensor([100.0, 4.0, 30.0], dtype=F64)  # precisions, of a mode known in closed form
-    mode = (weights * x.mean(0)).sum() / weights.sum()
-    found, turned = (pv.em(around_the_data, data, iterations=200, tol=1e-13) for data in (x, x.flip(0)))
-    torch.testing.assert_close(found.parameters["loc"], mode, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.parameters["loc"], turned.parameters["loc"], rtol=0, atol=1e-6)
-    prior = dist.Normal(x[:, 0].mean(), 0.1).log_prob(mode) + dist.Normal(mode, 0.5).log_prob(x[:, 1].mean())
-    exact = dist.Normal(mode, 1.0).log_prob(x[:, 2]).mean() + prior / 30
-    assert found.history["log_posterior"][-1] == pytest.approx(exact.item(), abs=1e-9)
-
-
-@pytest.mark.parametrize(("model", "once"), [(around_the_data, False), (exact_models.coin, True)])
-def test_a_prior_that_reads_no_data_runs_on_one_datum(model, once):
-    x = clusters(20, 3) if model is around_the_data else torch.ones(20, dtype=F64)
-    assert ExactEM(model, (x,), None, None).structure.prior_once == once
-
-
-def gaussian(rows=None):
-    def model(x):
-        loc = pyro.param("loc", torch.tensor(0.0, dtype=F64))
-        with pyro.plate("data", rows or len(x), subsample_size=len(x), dim=-1):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-    return model
-
-
-def test_a_plate_larger_than_the_data_is_refused():
-    x = clusters(20)[:, 0]
-    with pytest.raises(pv.ContractError, match=r"site 'x' has a scale, 200 .*pass all of them"):
-        pv.em(gaussian(4000), x)
-    assert pv.em(gaussian(20), x).parameters["loc"].item() == pytest.approx(x.mean().item(), abs=1e-7)
-
-
 def test_frozen_parameters_stay():
     model, x = exact_models.GaussianMixture(), clusters(60)
     kept = model.mean.requires_grad_(False).clone()
@@ -482,35 +298,3 @@ def test_frozen_parameters_stay():
     assert torch.equal(model.mean, kept)
     assert not torch.equal(model.tril, before)
     assert torch.tensor(found.history["log_likelihood"], dtype=F64).diff().min() > -1e-10
-
-
-FOREIGN = nn.Parameter(torch.zeros(2))
-PRIORS = {
-    "no function": (3.0, TypeError, "log_prior: expected a function"),
-    "a vector": (lambda model: -model.mean.square().sum(0), ValueError, r"log_prior: .*shape \(\)"),
-    "of others": (lambda model: -FOREIGN.square().sum(), ValueError, "log_prior: it depends on none"),
-}
-
-
-@pytest.mark.parametrize("which", PRIORS)
-def test_priors_that_cannot_be_maximised_are_refused(which):
-    log_prior, error, message = PRIORS[which]
-    model, x = exact_models.GaussianMixture(), clusters(20)
-    given = partial(log_prior, model) if callable(log_prior) else log_prior
-    refused(message, model, x, error, log_prior=given)
-    with pytest.raises(error, match=message):
-        pv.em_step(model, log_prior=given)(x)
-    if which == "of others":
-        with pytest.raises(error, match=message):  # no parameters of its own
-            pv.em(exact_models.MixtureWithPriors(), x[:, 0], log_prior=partial(log_prior, None))
-
-
-def test_what_is_no_model_data_or_seed_is_refused_by_name():
-    with pytest.raises(pv.ContractError, match=r"model: .*pass an instance"):
-        pv.em(exact_models.GaussianMixture, clusters(20))
-    refused(
-        r"x: site 'x' \(MultivariateNormal\) .*int64", exact_models.GaussianMixture(), clusters(20).long(), TypeError
-    )
-    refused("seed: ", exact_models.GaussianMixture(), clusters(20), TypeError, seed=None)
-    with pytest.raises(TypeError, match="seed: "):
-        pv.em_step(exact_models.GaussianMixture(), seed=None)
