@@ -55,19 +55,25 @@ def responsibilities(discrete: Mapping[str, Tensor]) -> Tensor:
 
 
 def nearly_empty(discrete: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return a sentence for each component that holds less than one datum.
+    """Return a sentence on the components that hold fewer than two data, for each latent that has any.
 
     Args:
         discrete: site name to probabilities ``(N, C)``.
 
     Example:
         >>> nearly_empty({"y": torch.tensor([[1.0, 0.0], [1.0, 0.0]])})
-        ("site 'y': component 1 holds 0.00 data, less than one; ...",)
+        ("site 'y': fewer than two data are held by component 1 (0.00); ...",)
     """
     held = {name: table.sum(0) for name, table in discrete.items()}
+    few = {name: torch.nonzero(counts < 2).flatten().tolist() for name, counts in held.items()}
     return tuple(
-        f"site '{name}': component {c} holds {float(counts[c]):.2f} data, less than one; take fewer components, start "
-        "elsewhere (restarts=10), or give its parameters a prior"
-        for name, counts in held.items()
-        for c in torch.nonzero(counts < 1).flatten().tolist()
+        f"site '{name}': fewer than two data are held by {_listed(components, held[name])}; take fewer components, "
+        "start elsewhere (restarts=10), or give its parameters a prior"
+        for name, components in few.items()
+        if components
     )
+
+
+def _listed(components: list[int], counts: Tensor) -> str:
+    shown = ", ".join(f"component {c} ({float(counts[c]):.2f})" for c in components[:5])
+    return shown + (f" and {len(components) - 5} more" if len(components) > 5 else "")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_vae import starts
 from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking import check_arguments
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.factorisation import Joint, Placing
 from ppl_vae.families import Natural
@@ -90,9 +91,8 @@ def cavi(
         point: sites whose factor is a point mass at its mode, in the model's own parametrisation. With all global
             latents of them this is EM.
         batch_size: data of a minibatch, for stochastic variational inference: natural parameters of global factors
-            move by a share of the way that a minibatch tells them. Each step runs the program again, in the time of an
-            iteration on all of some 40,000 data, so that all at once are faster where one discrete latent is all that a
-            datum has: for a Gaussian mixture on a processor, up to about a million data.
+            move by a share of the way that a minibatch tells them. Each step runs the program again, whatever the
+            size of its batch: for mixtures of up to some hundred thousand data, all at once are faster.
         rate: the share, of each step's number; `robbins_monro` when left out.
         seed: of starts and minibatches. The caller's random state does not move.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
@@ -118,6 +118,7 @@ def cavi(
     check_seed(seed)
     batch = as_batch(x)
     check_finite(batch)
+    check_arguments(model, "model", batch)
     joint = None if joint is None else check_pairs(joint)
     if isinstance(point, str):
         raise TypeError(f"point: expected names of sites such as [{point!r}], found {point!r}")
@@ -257,7 +258,12 @@ def result(model: Program, factorised: Factorised, done: Iterated, tol: float) -
         iterations=done.iterations,
         runs=done.runs,
         discrete=discrete,
-        warnings=(*_unfinished(done, tol), *_held_fixed(model), *nearly_empty(discrete)),
+        warnings=(
+            *_unfinished(done, tol),
+            *_held_fixed(model),
+            # With a posterior of their own, components that the data do not need are at their prior.
+            *(() if factorised.uncertain else nearly_empty(discrete)),
+        ),
         subject=program_name(model),
         factorised=factorised,
         tensors=snapshot(model, factorised.batch, Placing({})(model)),

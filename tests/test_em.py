@@ -260,7 +260,7 @@ def test_what_is_said_of_a_result():
     empty = pv.em(exact_models.MixtureWithPriors(), x[:, 0], iterations=1)
     assert empty.parameters.keys() == {"weights", "loc"}
     held = pv.em(exact_models.GaussianMixture(y_dim=4, floor=1.0), x, iterations=1, tol=0, start=shares)
-    assert any("holds 0.5" in warning and "less than one" in warning for warning in held.warnings)
+    assert any("fewer than two" in warning and "(0.50)" in warning for warning in held.warnings)
 
 
 def test_an_estimate_for_arviz():

@@ -84,9 +84,11 @@ def test_starts_of_one_number_a_datum_and_of_pictures():
 
 
 def test_components_that_hold_little_are_named():
-    tables = {"a": torch.tensor([[1.0, 0.0], [0.9, 0.1]]), "b": torch.eye(2)}
+    tables = {"a": torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1]]), "b": torch.ones(4, 2) / 2}
     (warning,) = nearly_empty(tables)
-    assert warning.startswith("site 'a': component 1 holds 0.10 data")
+    assert warning.startswith("site 'a': fewer than two data are held by component 1 (0.10); take")
+    (warning,) = nearly_empty({"a": torch.eye(7)})
+    assert "component 4 (1.00) and 2 more" in warning
 
 
 def test_ascent_reaches_a_maximum_of_several_tensors():
