@@ -10,16 +10,15 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.contract import DATA_PLATE, PENALTY, ContractError, Site
+from ppl_vae.contract import ContractError, Site, in_data, number_of_values
 from ppl_vae.densities import is_shared, log_density
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
-from ppl_vae.tracing import Enumerating
+from ppl_vae.tracing import enumerated_trace
 
 __all__ = ["Structure", "check_data", "log_densities", "log_joint", "log_prior", "prior_told_once", "structure_of"]
 
@@ -98,7 +97,7 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         trace = poutine.trace(model).get_trace(*few)
         fewer = poutine.trace(model).get_trace(*_rows(batch, max(len(few[0]) - 1, 1)))
     sites = dict(contract.sample_sites(trace))
-    around = {name: site for name, site in sites.items() if not _is_local(site)}
+    around = {name: site for name, site in sites.items() if not in_data(site)}
     for name, site in around.items():
         _check_global(name, site, fewer.nodes.get(name))
     local = {name: site for name, site in sites.items() if name not in around}
@@ -125,40 +124,22 @@ def _rows(batch: Batch, n: int) -> Batch:
     return tuple(part[:n] for part in batch)
 
 
-def _is_local(site: Site) -> bool:
-    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
-
-
 def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
     """What stands outside the plate "data" is no discrete latent and does not follow the data."""
-    fn = site["fn"]
-    if contract.is_factor(site) and not name.startswith(PENALTY):
+    contract.check_no_penalty(name)
+    if contract.is_factor(site):
         return
-    if name.startswith(PENALTY):
-        raise ContractError(_penalty(name))
-    if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
+    contract.check_global(name, site, among_fewer)
+    if site["fn"].support.is_discrete and not site["is_observed"]:
         raise ContractError(
-            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate "
-            "'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+            f"site '{name}' is a discrete global latent ({contract.kind(site['fn'])}), which cannot be a point mass "
+            "found by ascent; run once for each of its values and compare, or move it into the plate 'data'"
         )
-    if fn.support.is_discrete and not site["is_observed"]:
-        raise ContractError(
-            f"site '{name}' is a discrete global latent ({contract.kind(fn)}), which cannot be a point mass found by "
-            "ascent; run once for each of its values and compare, or move it into the plate 'data'"
-        )
-
-
-def _penalty(name: str) -> str:
-    return (
-        f"factor '{name}' is a training penalty, which is part of no likelihood; give it as log_prior, or train with "
-        "pv.fit"
-    )
 
 
 def _check_local(sites: Mapping[str, Site], rows: int) -> None:
     for name, site in sites.items():
-        if name.startswith(PENALTY):
-            raise ContractError(_penalty(name))
+        contract.check_no_penalty(name)
         contract.check_site(name, site, "model", rows)
         if not contract.has_common_scale(site):
             raise ContractError(
@@ -166,8 +147,7 @@ def _check_local(sites: Mapping[str, Site], rows: int) -> None:
             )
         if not site["is_observed"]:
             _check_latent(name, site["fn"])
-    if not any(site["is_observed"] for site in sites.values()):
-        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+    contract.check_observes(sites)
 
 
 def _check_latent(name: str, fn: Any) -> None:
@@ -200,8 +180,8 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
                     f"site '{name}': its probabilities depend on the continuous latents ({', '.join(found.continuous)}"
                     "), which then are not Gaussian given the data; train with pv.fit or pv.variational_em"
                 )
-    counts = {name: _number_of_values(sites[name]) for name in found.discrete}
-    whole = {name: site for name, site in sites.items() if _is_local(site) and not is_shared(site["fn"])}
+    counts = {name: number_of_values(sites[name]) for name in found.discrete}
+    whole = {name: site for name, site in sites.items() if in_data(site) and not is_shared(site["fn"])}
     return replace(found, discrete=counts, table_width=_widest(whole))
 
 
@@ -210,27 +190,9 @@ def _widest(sites: Mapping[str, Site]) -> int:
     return max((prod(site["fn"].event_shape) for site in sites.values()), default=1)
 
 
-def _number_of_values(site: Site) -> int:
-    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
-    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
-
-
-class _Marking(Messenger):
-    """Mark sites to be enumerated."""
-
-    def __init__(self, names: Mapping[str, int]):
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, message: dict[str, Any]) -> None:
-        if message["name"] in self.names:
-            message["infer"].setdefault("enumerate", "parallel")
-
-
 def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Any:
     given = {**points, **(structure.parts(z) if structure.continuous else {})}
-    with own_parameters(), Enumerating(first_available_dim=-2), _Marking(structure.discrete):
-        return poutine.trace(poutine.condition(structure.model, data=given)).get_trace(*batch)
+    return enumerated_trace(poutine.condition(structure.model, data=given), batch)
 
 
 def _sites(
@@ -254,22 +216,14 @@ def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor])
     with torch.no_grad():
         trace = _trace(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
     for name, site in contract.observed(trace).items():
-        _check_whole(name, site)
+        if in_data(site):
+            contract.check_whole(name, site)
         if not (site["fn"].support.is_discrete or site["value"].is_floating_point()):
             raise TypeError(
                 f"x: site '{name}' ({contract.kind(site['fn'])}) has a density of real numbers, found data in "
                 f"{str(site['value'].dtype).removeprefix('torch.')}; convert them: x.float(), or x.double()"
             )
     check_data_support(trace)
-
-
-def _check_whole(name: str, site: Site) -> None:
-    if _is_local(site) and contract.plate_scale(site) != 1:
-        raise ContractError(
-            f"site '{name}' has a scale, {contract.plate_scale(site):.4g} (its plate 'data' holds fewer data than its "
-            "size), but exact EM takes all data at a time; pass all of them, or write pyro.plate('data', x.shape[0], "
-            "dim=-1)"
-        )
 
 
 def log_densities(
@@ -285,7 +239,7 @@ def log_densities(
     """
     with _unvalidated():
         sites = _sites(structure, batch, points, z)
-        return {name: _log_density(site) for name, site in sites.items() if _is_local(site)}
+        return {name: _log_density(site) for name, site in sites.items() if in_data(site)}
 
 
 def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:
@@ -336,7 +290,7 @@ def _around(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) ->
     """Return the log densities of sites outside the plate "data"."""
     with _unvalidated():
         sites = _sites(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
-        return {name: _log_density(site, site["scale"]) for name, site in sites.items() if not _is_local(site)}
+        return {name: _log_density(site, site["scale"]) for name, site in sites.items() if not in_data(site)}
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.contract import ContractError
+from ppl_vae.contract import ContractError, number_of_values
 from ppl_vae.densities import normalised
 from ppl_vae.expectations import Expectations, Runs, Summed
 from ppl_vae.factorisation import (
@@ -34,7 +34,6 @@ from ppl_vae.factorisation import (
     drawn,
     factorisation_of,
     factorisation_on,
-    number_of_values,
     run,
 )
 from ppl_vae.factors import Factor, Values

@@ -7,6 +7,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -15,11 +16,12 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import PARTICLE_PLATE, Site
 from ppl_vae.particles import Path
-from ppl_vae.programs import Program
+from ppl_vae.programs import Program, own_parameters
 
 __all__ = [
     "Draw",
     "Unobserved",
+    "enumerated_trace",
     "first",
     "paired_traces",
     "placed",
@@ -169,6 +171,18 @@ class Enumerating(EnumMessenger):
         if contract.has_density(msg) and not (msg["is_observed"] or msg["done"]):
             contract.check_mark(msg["name"], msg)
         super()._pyro_sample(msg)
+
+
+def enumerated_trace(program: Program, batch: Batch, first_dim: int = -2) -> Any:
+    """Trace a program, all of its discrete latents enumerated.
+
+    Args:
+        program: what has values for its continuous latents draws nothing.
+        batch: tensors.
+        first_dim: the axis for the first enumerated latent, left of every plate.
+    """
+    with own_parameters(), Enumerating(first_available_dim=first_dim):
+        return poutine.trace(config_enumerate(program, default="parallel")).get_trace(*batch)
 
 
 class Unobserved(Messenger):
