@@ -134,8 +134,7 @@ class ExactEM:
             found, self.points = structure_of(model, self.batch)
             check_data(found, self.batch, self.points)
             self.structure = prior_told_once(found, self.batch, self.points)
-        one = len(self.structure.discrete) == 1
-        self.start = (starts.kmeans if one else starts.as_they_are) if start is None else start
+        self.start = starts.or_default(start, self.structure.discrete)
         self.own_m_step = method_of(model) if log_prior is None and not self._any_frozen() else None
         self.posterior: Posterior | None = None
 
@@ -155,17 +154,7 @@ class ExactEM:
 
     def check_start(self, restarts: int) -> None:
         """Raise if a start does not fit the model, or restarts would all be the same."""
-        if self.start is not starts.as_they_are and len(self.structure.discrete) != 1:
-            raise ValueError(
-                "start: responsibilities are of one discrete latent for each datum; the model has "
-                f"{', '.join(self.structure.discrete) or 'none'}; leave start out"
-            )
-        same = isinstance(self.start, Tensor) or (self.start is starts.as_they_are and not self.points)
-        if same and restarts > 1:
-            raise ValueError(
-                "restarts: each would begin at the same place; pass a start that follows its seed, such as "
-                "pv.starts.random, or leave restarts out"
-            )
+        starts.check(self.start, self.structure.discrete, restarts, drawn=bool(self.points))
 
     def begin(self, seed: int) -> Mapping[str, float]:
         """Put the parameters where iterations start."""
