@@ -18,9 +18,9 @@ from ppl_vae.contract import ContractError, Site, in_data, number_of_values
 from ppl_vae.densities import is_shared, log_density
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
-from ppl_vae.tracing import enumerated_trace
+from ppl_vae.tracing import enumerated_trace, up_to
 
-__all__ = ["Structure", "check_data", "log_densities", "log_joint", "log_prior", "prior_told_once", "structure_of"]
+__all__ = ["Structure", "checked_on", "log_densities", "log_joint", "log_prior", "structure_of"]
 
 # Rows on which a program is first run: more than one, and such that one less is another number.
 ROWS = 3
@@ -38,22 +38,20 @@ class Structure:
         discrete: name of each datum's discrete latents to their number of values, in the program's order.
         continuous: name of each datum's continuous latents to their event shape.
         supports: name of each global latent to its support.
-        prior: whether any site stands outside the plate "data".
+        last_outside: the last site outside the plate "data"; None without any.
         width: numbers in the widest value of one datum.
         table_width: the same, but for values whose density is computed in parts where no gradient is asked for.
         like: an empty tensor of the type and on the device of the continuous latents.
-        prior_once: whether sites outside the plate have the same density on one datum as on all (`prior_told_once`).
     """
 
     model: Program
     discrete: Mapping[str, int]
     continuous: Mapping[str, Size]
     supports: Mapping[str, Any]
-    prior: bool
+    last_outside: str | None
     width: int
     table_width: int
     like: Tensor
-    prior_once: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -112,7 +110,7 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         dict.fromkeys(discrete, 1),
         {name: site["fn"].event_shape for name, site in continuous.items()},
         {name: around[name]["fn"].support for name in points},
-        bool(around),
+        next(reversed(around), None),
         _widest(local),
         _widest(local),
         like,
@@ -201,11 +199,11 @@ def _sites(
     return dict(contract.sample_sites(_trace(structure, batch, points, z)))
 
 
-def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> None:
-    """Raise if data are not of their likelihood's type, lie outside its support, or are fewer than their plate says.
+def checked_on(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
+    """Return what is known of a program, if all data fit it.
 
     Args:
-        structure: of the program.
+        structure: of the program on a few rows.
         batch: all the data.
         points: values of the global latents.
 
@@ -224,6 +222,8 @@ def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor])
                 f"{str(site['value'].dtype).removeprefix('torch.')}; convert them: x.float(), or x.double()"
             )
     check_data_support(trace)
+    outside = [name for name, site in contract.sample_sites(trace) if not in_data(site)]
+    return replace(structure, last_outside=next(reversed(outside), None))
 
 
 def log_densities(
@@ -264,33 +264,13 @@ def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) 
         batch: all the data, which such a site may read: the mean of a prior, or a summary that it observes.
         points: values of the global latents.
     """
-    terms = _around(structure, _rows(batch, 1) if structure.prior_once else batch, points)
-    return sum((term.sum() for term in terms.values()), start=structure.like.new_zeros(()))
-
-
-def prior_told_once(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
-    """Note whether sites outside the plate "data" have the same density on one datum as on all.
-
-    Then `log_prior` runs the program on one datum, since a run on all costs as much as an E-step.
-
-    Args:
-        structure: of the program.
-        batch: all the data.
-        points: values of the global latents.
-    """
-    if not structure.prior:
-        return structure
-    with torch.no_grad():
-        whole, alone = (_around(structure, part, points) for part in (batch, _rows(batch, 1)))
-    same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
-    return replace(structure, prior_once=same)
-
-
-def _around(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the log densities of sites outside the plate "data"."""
+    if structure.last_outside is None:
+        return structure.like.new_zeros(())
+    # The rest of the program, which may be all of its work, has no part in it.
+    until = replace(structure, model=up_to(structure.model, structure.last_outside))
     with _unvalidated():
-        sites = _sites(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
-        return {name: _log_density(site, site["scale"]) for name, site in sites.items() if not in_data(site)}
+        sites = _sites(until, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+        return sum(_log_density(site, site["scale"]).sum() for site in sites.values() if not in_data(site))
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:

@@ -1,6 +1,7 @@
 """Pair a guide's trace with its model's: the one file that weighs with Pyro's effect handlers."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -29,6 +30,7 @@ __all__ = [
     "scored_at_draws",
     "scored_dream",
     "trace_of_first",
+    "up_to",
 ]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
@@ -183,6 +185,32 @@ def enumerated_trace(program: Program, batch: Batch, first_dim: int = -2) -> Any
     """
     with own_parameters(), Enumerating(first_available_dim=first_dim):
         return poutine.trace(config_enumerate(program, default="parallel")).get_trace(*batch)
+
+
+def up_to(program: Program, last: str) -> Program:
+    """Return a program that ends at a site."""
+
+    def run(*batch: Tensor) -> None:
+        with suppress(Ended), Ending(last):
+            program(*batch)
+
+    return run
+
+
+class Ended(Exception):
+    """A program has come to its last site."""
+
+
+class Ending(Messenger):
+    """Leave the program once a site has its value."""
+
+    def __init__(self, last: str):
+        super().__init__()
+        self.last = last
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] == self.last:
+            raise Ended
 
 
 class Unobserved(Messenger):
