@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
@@ -176,7 +177,7 @@ class Enumerating(EnumMessenger):
 
 
 def enumerated_trace(program: Program, batch: Batch, first_dim: int = -2) -> Any:
-    """Trace a program, all of its discrete latents enumerated.
+    """Trace a program, all of its discrete latents enumerated, and bits that it observes as floating numbers.
 
     Args:
         program: what has values for its continuous latents draws nothing.
@@ -184,7 +185,16 @@ def enumerated_trace(program: Program, batch: Batch, first_dim: int = -2) -> Any
         first_dim: the axis for the first enumerated latent, left of every plate.
     """
     with own_parameters(), Enumerating(first_available_dim=first_dim):
-        return poutine.trace(config_enumerate(program, default="parallel")).get_trace(*batch)
+        return poutine.trace(config_enumerate(Floating()(program), default="parallel")).get_trace(*batch)
+
+
+class Floating(Messenger):
+    """Give Bernoulli likelihoods whole numbers and truth values in the type in which torch has their densities."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = contract.innermost(msg["fn"])
+        if msg["is_observed"] and isinstance(fn, dist.Bernoulli) and not msg["value"].is_floating_point():
+            msg["value"] = msg["value"].to(fn._param.dtype)
 
 
 def up_to(program: Program, last: str) -> Program:
