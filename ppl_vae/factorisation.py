@@ -15,7 +15,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site, in_data
 from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of, kind, unwrapped
-from ppl_vae.natural import log_density, natural
+from ppl_vae.natural_forms import log_density, natural
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import enumerated_trace
 
@@ -211,10 +211,10 @@ def _once(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: 
     whole = run(model, batch, values, first_dim)
     values = {name: value[:1] if in_data(latents[name]) else value for name, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
-    return frozenset(name for name, site in whole.items() if _alike(site, alone[name]))
+    return frozenset(name for name, site in whole.items() if _looks_the_same(site, alone[name]))
 
 
-def _alike(site: Site, alone: Site) -> bool:
+def _looks_the_same(site: Site, alone: Site) -> bool:
     if in_data(site) and site["fn"].batch_shape[-1:] == (1,):
         return False  # a single datum looks like itself, whatever others will do
     if site["is_observed"] and in_data(site):

@@ -15,7 +15,7 @@ from torch import Size, Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError, Site, in_data, number_of_values
-from ppl_vae.densities import is_shared, log_density
+from ppl_vae.densities import fast_log_prob, is_shared
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
 from ppl_vae.tracing import enumerated_trace, up_to
@@ -63,7 +63,7 @@ class Structure:
         """Length of all continuous latents of a datum, one after the other."""
         return sum(prod(shape) for shape in self.continuous.values())
 
-    def parts(self, z: Tensor) -> dict[str, Tensor]:
+    def by_site(self, z: Tensor) -> dict[str, Tensor]:
         """Cut the continuous latents ``(..., dims)`` into those of each site, ``(..., *event)``."""
         sizes = [prod(shape) for shape in self.continuous.values()]
         pieces = z.split(sizes, -1) if sizes else ()
@@ -189,7 +189,7 @@ def _widest(sites: Mapping[str, Site]) -> int:
 
 
 def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Any:
-    given = {**points, **(structure.parts(z) if structure.continuous else {})}
+    given = {**points, **(structure.by_site(z) if structure.continuous else {})}
     return enumerated_trace(poutine.condition(structure.model, data=given), batch)
 
 
@@ -274,7 +274,7 @@ def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) 
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:
-    return scale_and_mask(log_density(site["fn"], site["value"]), scale, site["mask"])
+    return scale_and_mask(fast_log_prob(site["fn"], site["value"]), scale, site["mask"])
 
 
 @contextmanager
