@@ -96,6 +96,8 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         fewer = poutine.trace(model).get_trace(*_rows(batch, max(len(few[0]) - 1, 1)))
     sites = dict(contract.sample_sites(trace))
     around = {name: site for name, site in sites.items() if not in_data(site)}
+    for name in sites:
+        contract.check_no_penalty(name)
     for name, site in around.items():
         _check_global(name, site, fewer.nodes.get(name))
     local = {name: site for name, site in sites.items() if name not in around}
@@ -124,7 +126,6 @@ def _rows(batch: Batch, n: int) -> Batch:
 
 def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
     """What stands outside the plate "data" is no discrete latent and does not follow the data."""
-    contract.check_no_penalty(name)
     if contract.is_factor(site):
         return
     contract.check_global(name, site, among_fewer)
@@ -137,7 +138,6 @@ def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
 
 def _check_local(sites: Mapping[str, Site], rows: int) -> None:
     for name, site in sites.items():
-        contract.check_no_penalty(name)
         contract.check_site(name, site, "model", rows)
         if not contract.has_common_scale(site):
             raise ContractError(
@@ -170,7 +170,7 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
     """Learn the numbers of values by enumerating, and that no discrete latent follows a continuous one."""
     z = found.like.new_zeros(len(few[0]), found.dims).requires_grad_()
     with torch.enable_grad():
-        sites = _sites(found, few, points, z)
+        sites = dict(contract.sample_sites(_trace(found, few, points, z)))
         for name in found.discrete:
             density = sites[name]["fn"].log_prob(sites[name]["value"])
             if density.requires_grad and torch.autograd.grad(density.sum(), z, allow_unused=True)[0] is not None:
@@ -191,12 +191,6 @@ def _widest(sites: Mapping[str, Site]) -> int:
 def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Any:
     given = {**points, **(structure.by_site(z) if structure.continuous else {})}
     return enumerated_trace(poutine.condition(structure.model, data=given), batch)
-
-
-def _sites(
-    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None
-) -> dict[str, Site]:
-    return dict(contract.sample_sites(_trace(structure, batch, points, z)))
 
 
 def checked_on(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
@@ -238,8 +232,8 @@ def log_densities(
         z: values of the continuous latents, ``(..., *values, B, dims)``.
     """
     with _unvalidated():
-        sites = _sites(structure, batch, points, z)
-        return {name: _log_density(site) for name, site in sites.items() if in_data(site)}
+        sites = contract.sample_sites(_trace(structure, batch, points, z))
+        return {name: _log_density(site) for name, site in sites if in_data(site)}
 
 
 def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:
@@ -269,8 +263,9 @@ def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) 
     # The rest of the program, which may be all of its work, has no part in it.
     until = replace(structure, model=up_to(structure.model, structure.last_outside))
     with _unvalidated():
-        sites = _sites(until, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
-        return sum(_log_density(site, site["scale"]).sum() for site in sites.values() if not in_data(site))
+        trace = _trace(until, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+        sites = contract.sample_sites(trace)
+        return sum(_log_density(site, site["scale"]).sum() for _, site in sites if not in_data(site))
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:
