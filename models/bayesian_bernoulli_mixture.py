@@ -72,7 +72,7 @@ class BayesianBernoulliMixture(nn.Module):
     def m_step(self, posterior: Mapping[str, Tensor], x: Tensor) -> Mapping[str, Tensor]:
         """Return the globals that maximise E[log p(x, y | globals)] + log p(globals), for p(y | x) ``(N, y_dim)``."""
         responsibilities = posterior["y"]
-        counts, on = responsibilities.sum(0), responsibilities.mT @ x
+        counts, on = responsibilities.sum(0), responsibilities.mT @ x.to(responsibilities.dtype)
         beta = torch.stack([self.on.expand_as(on), self.off.expand_as(on)], -1)
         pixels = torch.stack([on, counts.unsqueeze(-1) - on], -1)
         return {

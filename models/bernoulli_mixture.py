@@ -63,6 +63,7 @@ class BernoulliMixture(nn.Module):
         responsibilities = posterior["y"]
         counts = responsibilities.sum(0)
         components.check_counts(counts)
+        x = x.to(responsibilities.dtype)  # it may be bits
         # On and off apart, since one minus a probability next to one is rounding.
         on, off = (responsibilities.mT @ pixel / counts.unsqueeze(-1) for pixel in (x, 1 - x))
         smallest = torch.finfo(on.dtype).tiny

@@ -27,7 +27,7 @@ __all__ = ["Posterior", "expected_log_joint", "posterior"]
 Points = Mapping[str, Tensor]
 
 # Numbers in the widest intermediate result of a chunk of data.
-AT_A_TIME = 2**20
+IN_A_CHUNK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Posterior:
         axes = [*reversed(range(self.table.dim()))]
         loc = self.loc.permute(*axes, -1)
         covariance = (self.scale_tril @ self.scale_tril.mT).permute(*axes, -2, -1)
-        places = self.structure.parts(torch.arange(self.structure.dims, device=loc.device))
+        places = self.structure.by_site(torch.arange(self.structure.dims, device=loc.device))
         at = {name: place.flatten() for name, place in places.items()}
         return {
             name: MultivariateNormal(loc[..., i], covariance[..., i, :][..., i], validate_args=False)
@@ -129,7 +129,7 @@ def chunks(structure: Structure, batch: Batch, width: int) -> Iterator[tuple[sli
         batch: data.
         width: how many numbers are computed of a datum and values of its discrete latents.
     """
-    size = max(1, AT_A_TIME // (math.prod(structure.values) * width))
+    size = max(1, IN_A_CHUNK // (math.prod(structure.values) * width))
     for start in range(0, len(batch[0]), size):
         rows = slice(start, min(start + size, len(batch[0])))
         yield rows, tuple(part[rows] for part in batch)

@@ -62,6 +62,17 @@ def plate_scale(site: Site) -> float:
     return 1.0 if frame.full_size in (None, frame.size) else frame.full_size / frame.size
 
 
+def in_data(site: Site) -> bool:
+    """Tell whether a site stands in the plate "data"."""
+    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
+
+
+def number_of_values(site: Site) -> int:
+    """Return how many values an enumerated site takes."""
+    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
+    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
+
+
 def has_common_scale(site: Site) -> bool:
     """Tell whether a site has no scale but its plate's."""
     common, scale = plate_scale(site), site["scale"]
@@ -165,8 +176,42 @@ def check_roles(model_trace: Any, guide_trace: Any) -> None:
             raise ContractError(
                 f"guide: site '{name}' is observed, but a guide only draws latents; are model and guide swapped?"
             )
-    if not any(not name.startswith(PENALTY) for name in observed(model_trace)):
+    check_observes(observed(model_trace))
+
+
+def check_observes(sites: Mapping[str, Site]) -> None:
+    """A model has a likelihood."""
+    if not any(site["is_observed"] and not name.startswith(PENALTY) for name, site in sites.items()):
         raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+
+
+def check_no_penalty(name: str) -> None:
+    """What is a density has no part that is none."""
+    if name.startswith(PENALTY):
+        raise ContractError(
+            f"factor '{name}': a training penalty is part of no likelihood; leave it out, or train with pv.fit (a log "
+            "density of parameters is log_prior of pv.em)"
+        )
+
+
+def check_whole(name: str, site: Site) -> None:
+    """Every datum counts once."""
+    if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+        raise ContractError(
+            f"site '{name}' has a scale, {site['scale']:.4g} (poutine.scale, or a plate 'data' that holds fewer data "
+            "than its size), with which it is no density of the data; drop it, write pyro.plate('data', x.shape[0], "
+            "dim=-1), and pass all of them (pv.cavi takes a few at a time by batch_size=)"
+        )
+
+
+def check_global(name: str, site: Site, among_fewer: Site | None) -> None:
+    """What stands outside the plate "data" has the same shape when the program runs on fewer data."""
+    shape = site["fn"].shape()
+    if among_fewer is None or among_fewer["fn"].shape() != shape:
+        raise ContractError(
+            f"site '{name}' follows the number of data (its shape is {tuple(shape)}) but stands outside the plate "
+            "'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+        )
 
 
 def check_plates(trace: Any, program: str, rows: int) -> None:

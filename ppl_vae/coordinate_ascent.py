@@ -163,22 +163,11 @@ class Ascent:
 
     def __init__(self, factorised: Factorised, start: Any):
         self.factorised = factorised
-        one = len(factorised.structure.discrete) == 1
-        self.start = (starts.kmeans if one else starts.as_they_are) if start is None else start
+        self.start = starts.or_default(start, factorised.structure.discrete)
 
     def check_start(self, restarts: int) -> None:
         """Raise if a start does not fit the model, or restarts would all be the same."""
-        discrete = self.factorised.structure.discrete
-        if self.start is not starts.as_they_are and len(discrete) != 1:
-            raise ValueError(
-                "start: responsibilities are of one discrete latent for each datum; the model has "
-                f"{', '.join(discrete) or 'none'}; leave start out"
-            )
-        if isinstance(self.start, Tensor) and restarts > 1:
-            raise ValueError(
-                "restarts: each would begin at the same place; pass a start that follows its seed, such as "
-                "pv.starts.random, or leave restarts out"
-            )
+        starts.check(self.start, self.factorised.structure.discrete, restarts)
 
     def begin(self, seed: int) -> Mapping[str, float]:
         """Start, from responsibilities or near the prior."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-__all__ = ["in_parts", "is_shared", "log_density", "normalised", "of_one_datum", "parts", "whitened"]
+__all__ = ["fast_log_prob", "in_parts", "is_shared", "normalised", "of_one_datum", "slices_of", "whitened"]
 
 # Numbers computed at a time, which then stay in the processor's cache.
-AT_A_TIME = 2**17
+IN_CACHE = 2**17
 
 
-def log_density(fn: Any, x: Tensor) -> Tensor:
+def fast_log_prob(fn: Any, x: Tensor) -> Tensor:
     """Return ``fn.log_prob(x)``, quickly where a multivariate normal is the same for all data.
 
     What is no such normal computes its own ``log_prob``.
@@ -29,7 +29,7 @@ def log_density(fn: Any, x: Tensor) -> Tensor:
     Example:
         >>> loc, covariance = torch.randn(3, 1, 2), torch.eye(2)  # of three components
         >>> fn, x = torch.distributions.MultivariateNormal(loc, covariance).expand((3, 5)), torch.randn(5, 2)
-        >>> torch.allclose(log_density(fn, x), fn.log_prob(x), atol=1e-5)
+        >>> torch.allclose(fast_log_prob(fn, x), fn.log_prob(x), atol=1e-5)
         True
     """
     if not is_shared(fn) or x.dim() != 2:
@@ -131,7 +131,7 @@ def in_parts(of_rows: Callable[[slice], Tensor], rows: int, width: int) -> Tenso
         >>> in_parts(lambda rows: torch.arange(5)[rows], 5, width=2**16)
         tensor([0, 1, 2, 3, 4])
     """
-    slices = parts(rows, width)
+    slices = slices_of(rows, width)
     first = of_rows(slices[0])
     if first.requires_grad:
         return torch.cat([first, *map(of_rows, slices[1:])], -1)
@@ -162,7 +162,7 @@ def normalised(log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.threshold_(shares, number.tiny / number.eps, 0.0), log_total
 
 
-def parts(rows: int, width: int) -> list[slice]:
+def slices_of(rows: int, width: int) -> list[slice]:
     """Return slices that cover so many rows, a few at a time.
 
     Args:
@@ -170,8 +170,8 @@ def parts(rows: int, width: int) -> list[slice]:
         width: how many numbers are computed of a row.
 
     Example:
-        >>> parts(5, width=2**16)
+        >>> slices_of(5, width=2**16)
         [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
-    size = max(1, AT_A_TIME // width)
+    size = max(1, IN_CACHE // width)
     return [slice(start, start + size) for start in range(0, rows, size)]

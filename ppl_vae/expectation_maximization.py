@@ -15,7 +15,7 @@ from ppl_vae.checking import check_arguments
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.conditioning import Posterior, posterior
 from ppl_vae.iterating import Iterated, check_iterations, check_seed, iterated
-from ppl_vae.latent_structure import check_data, prior_told_once, structure_of
+from ppl_vae.latent_structure import checked_on, structure_of
 from ppl_vae.latent_structure import log_prior as log_prior_of
 from ppl_vae.log_priors import LogPrior, check_log_prior, check_prior_options
 from ppl_vae.m_steps import by_ascent, by_method, method_of, naming_components
@@ -132,10 +132,8 @@ class ExactEM:
         self._check_log_prior()
         with self._evaluating():
             found, self.points = structure_of(model, self.batch)
-            check_data(found, self.batch, self.points)
-            self.structure = prior_told_once(found, self.batch, self.points)
-        one = len(self.structure.discrete) == 1
-        self.start = (starts.kmeans if one else starts.as_they_are) if start is None else start
+            self.structure = checked_on(found, self.batch, self.points)
+        self.start = starts.or_default(start, self.structure.discrete)
         self.own_m_step = method_of(model) if log_prior is None and not self._any_frozen() else None
         self.posterior: Posterior | None = None
 
@@ -151,21 +149,11 @@ class ExactEM:
     @property
     def tracked(self) -> str:
         """Which value of the history rises."""
-        return "log_posterior" if self.structure.prior or self.log_prior else "log_likelihood"
+        return "log_posterior" if self.structure.last_outside or self.log_prior else "log_likelihood"
 
     def check_start(self, restarts: int) -> None:
         """Raise if a start does not fit the model, or restarts would all be the same."""
-        if self.start is not starts.as_they_are and len(self.structure.discrete) != 1:
-            raise ValueError(
-                "start: responsibilities are of one discrete latent for each datum; the model has "
-                f"{', '.join(self.structure.discrete) or 'none'}; leave start out"
-            )
-        same = isinstance(self.start, Tensor) or (self.start is starts.as_they_are and not self.points)
-        if same and restarts > 1:
-            raise ValueError(
-                "restarts: each would begin at the same place; pass a start that follows its seed, such as "
-                "pv.starts.random, or leave restarts out"
-            )
+        starts.check(self.start, self.structure.discrete, restarts, drawn=bool(self.points))
 
     def begin(self, seed: int) -> Mapping[str, float]:
         """Put the parameters where iterations start."""
@@ -219,7 +207,7 @@ class ExactEM:
 
     def _prior(self) -> float:
         with torch.no_grad(), self._evaluating():
-            own = float(log_prior_of(self.structure, self.batch, self.points)) if self.structure.prior else 0.0
+            own = float(log_prior_of(self.structure, self.batch, self.points))
             return own + (float(self.log_prior()) if self.log_prior else 0.0)
 
     def state(self) -> State:

@@ -20,7 +20,7 @@ from ppl_vae.contract import ContractError, Site
 from ppl_vae.factorisation import Factorisation, run
 from ppl_vae.factors import Values, expected_log_prior
 from ppl_vae.families import Natural
-from ppl_vae.natural import Coefficients, Form, log_density, natural
+from ppl_vae.natural_forms import Coefficients, Form, log_density, natural
 from ppl_vae.programs import Program
 
 __all__ = ["Expectations", "Summed", "Term", "Terms"]

@@ -8,19 +8,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.contract import ContractError, Site
+from ppl_vae.contract import ContractError, Site, in_data, number_of_values
 from ppl_vae.factors import Factor, Values, factor_of, joint_factor_of, kind, unwrapped
-from ppl_vae.natural import log_density, natural
+from ppl_vae.natural_forms import log_density, natural
 from ppl_vae.programs import Program, own_parameters
-from ppl_vae.tracing import Enumerating
+from ppl_vae.tracing import enumerated_trace
 
-__all__ = ["Factorisation", "drawn", "factorisation_of", "factorisation_on", "number_of_values", "run"]
+__all__ = ["Factorisation", "drawn", "factorisation_of", "factorisation_on", "run"]
 
 CENTRED = (dist.Gamma, dist.Wishart, dist.Beta, dist.Dirichlet)
 SURVEYED = 256  # data, to see what a program does
@@ -55,9 +54,8 @@ def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> di
         values: site name to value; other continuous latents are drawn if normal, and at their mean if not.
         first_dim: the axis for the first enumerated latent, left of every plate.
     """
-    placed = Placing(values)(config_enumerate(model, default="parallel"))
-    with own_parameters(), pyro.validation_enabled(False), Enumerating(first_available_dim=first_dim):
-        return dict(contract.sample_sites(poutine.trace(placed).get_trace(*batch)))
+    with pyro.validation_enabled(False):
+        return dict(contract.sample_sites(enumerated_trace(Placing(values)(model), batch, first_dim)))
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,11 @@ def factorisation_of(model: Program, batch: Batch, joint: Joint | None) -> Facto
     sites, alone = (run(model, part, {}, first_dim) for part in (batch, tuple(part[:1] for part in batch)))
     for name, site in sites.items():
         _check(name, site)
-        _check_place(name, site, alone, len(batch[0]))
-    _check_all(sites)
+        if not in_data(site):
+            contract.check_global(name, site, alone.get(name))
+    contract.check_observes(sites)
+    if all(site["is_observed"] for site in sites.values()):
+        raise ContractError("model: it has no latents, so that there is nothing to infer; pv.em fits parameters")
     discrete = {name: site["infer"]["_enumerate_dim"] for name, site in sites.items() if enumerated(site)}
     continuous = drawn(model, batch)
     read = _reads(model, tuple(part[:SURVEYED] for part in batch), first_dim)
@@ -167,17 +168,6 @@ def enumerated(site: Site) -> bool:
     return site["infer"].get("_enumerate_dim") is not None
 
 
-def number_of_values(site: Site) -> int:
-    """Return how many values an enumerated site takes."""
-    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
-    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
-
-
-def in_data(site: Site) -> bool:
-    """Tell whether a site stands in the plate of data."""
-    return any(frame.name == contract.DATA_PLATE for frame in site["cond_indep_stack"])
-
-
 def _depth(model: Program, batch: Batch) -> int:
     """Return how many axes the plates of a program take, if that of data is alone around each datum's sites."""
     with own_parameters():
@@ -191,25 +181,13 @@ def _depth(model: Program, batch: Batch) -> int:
 
 
 def _check(name: str, site: Site) -> None:
-    if name.startswith(contract.PENALTY):
-        raise ContractError(f"factor '{name}': a penalty is no density, and mean field needs one; leave it out")
+    contract.check_no_penalty(name)
     if enumerated(site) and not in_data(site):
         raise ContractError(
             f"site '{name}': discrete and outside the plate 'data'; factors of discrete latents are those of each "
             "datum. Put it in the plate, or try its values one after the other"
         )
-    if isinstance(site["scale"], Tensor) or site["scale"] != 1:
-        raise ContractError(
-            f"site '{name}' has a scale, {site['scale']:.4g} (poutine.scale, or a plate that holds fewer data than its "
-            "size), which no factor has; drop it, and give all data (batch_size= takes a few at a time)"
-        )
-
-
-def _check_all(sites: Mapping[str, Site]) -> None:
-    if not any(site["is_observed"] for site in sites.values()):
-        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
-    if all(site["is_observed"] for site in sites.values()):
-        raise ContractError("model: it has no latents, so that there is nothing to infer; pv.em fits parameters")
+    contract.check_whole(name, site)
 
 
 def _reads(model: Program, batch: Batch, first_dim: int) -> dict[str, set[str]]:
@@ -237,21 +215,10 @@ def _once(model: Program, batch: Batch, latents: Mapping[str, Site], first_dim: 
     whole = run(model, batch, values, first_dim)
     values = {name: value[:1] if in_data(latents[name]) else value for name, value in values.items()}
     alone = run(model, tuple(part[:1] for part in batch), values, first_dim)
-    return frozenset(name for name, site in whole.items() if _alike(site, alone[name]))
+    return frozenset(name for name, site in whole.items() if _looks_the_same(site, alone[name]))
 
 
-def _check_place(name: str, site: Site, alone: Mapping[str, Site], rows: int) -> None:
-    if in_data(site) or name not in alone:
-        return
-    found, other = (one["fn"].batch_shape + one["fn"].event_shape for one in (site, alone[name]))
-    if found != other:
-        raise ContractError(
-            f"site '{name}' follows the number of data ({rows}; its shape is {tuple(found)}) but stands outside the "
-            "plate 'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
-        )
-
-
-def _alike(site: Site, alone: Site) -> bool:
+def _looks_the_same(site: Site, alone: Site) -> bool:
     if in_data(site) and site["fn"].batch_shape[-1:] == (1,):
         return False  # a single datum looks like itself, whatever others will do
     if site["is_observed"] and in_data(site):

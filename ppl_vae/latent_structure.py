@@ -10,18 +10,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch
-from ppl_vae.contract import DATA_PLATE, PENALTY, ContractError, Site
-from ppl_vae.densities import is_shared, log_density
+from ppl_vae.contract import ContractError, Site, in_data, number_of_values
+from ppl_vae.densities import fast_log_prob, is_shared
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
-from ppl_vae.tracing import Enumerating
+from ppl_vae.tracing import enumerated_trace, up_to
 
-__all__ = ["Structure", "check_data", "log_densities", "log_joint", "log_prior", "prior_told_once", "structure_of"]
+__all__ = ["Structure", "checked_on", "log_densities", "log_joint", "log_prior", "structure_of"]
 
 # Rows on which a program is first run: more than one, and such that one less is another number.
 ROWS = 3
@@ -39,22 +38,20 @@ class Structure:
         discrete: name of each datum's discrete latents to their number of values, in the program's order.
         continuous: name of each datum's continuous latents to their event shape.
         supports: name of each global latent to its support.
-        prior: whether any site stands outside the plate "data".
+        last_outside: the last site outside the plate "data"; None without any.
         width: numbers in the widest value of one datum.
         table_width: the same, but for values whose density is computed in parts where no gradient is asked for.
         like: an empty tensor of the type and on the device of the continuous latents.
-        prior_once: whether sites outside the plate have the same density on one datum as on all (`prior_told_once`).
     """
 
     model: Program
     discrete: Mapping[str, int]
     continuous: Mapping[str, Size]
     supports: Mapping[str, Any]
-    prior: bool
+    last_outside: str | None
     width: int
     table_width: int
     like: Tensor
-    prior_once: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -66,7 +63,7 @@ class Structure:
         """Length of all continuous latents of a datum, one after the other."""
         return sum(prod(shape) for shape in self.continuous.values())
 
-    def parts(self, z: Tensor) -> dict[str, Tensor]:
+    def by_site(self, z: Tensor) -> dict[str, Tensor]:
         """Cut the continuous latents ``(..., dims)`` into those of each site, ``(..., *event)``."""
         sizes = [prod(shape) for shape in self.continuous.values()]
         pieces = z.split(sizes, -1) if sizes else ()
@@ -98,7 +95,9 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         trace = poutine.trace(model).get_trace(*few)
         fewer = poutine.trace(model).get_trace(*_rows(batch, max(len(few[0]) - 1, 1)))
     sites = dict(contract.sample_sites(trace))
-    around = {name: site for name, site in sites.items() if not _is_local(site)}
+    around = {name: site for name, site in sites.items() if not in_data(site)}
+    for name in sites:
+        contract.check_no_penalty(name)
     for name, site in around.items():
         _check_global(name, site, fewer.nodes.get(name))
     local = {name: site for name, site in sites.items() if name not in around}
@@ -113,7 +112,7 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         dict.fromkeys(discrete, 1),
         {name: site["fn"].event_shape for name, site in continuous.items()},
         {name: around[name]["fn"].support for name in points},
-        bool(around),
+        next(reversed(around), None),
         _widest(local),
         _widest(local),
         like,
@@ -125,40 +124,20 @@ def _rows(batch: Batch, n: int) -> Batch:
     return tuple(part[:n] for part in batch)
 
 
-def _is_local(site: Site) -> bool:
-    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
-
-
 def _check_global(name: str, site: Site, among_fewer: Site | None) -> None:
     """What stands outside the plate "data" is no discrete latent and does not follow the data."""
-    fn = site["fn"]
-    if contract.is_factor(site) and not name.startswith(PENALTY):
+    if contract.is_factor(site):
         return
-    if name.startswith(PENALTY):
-        raise ContractError(_penalty(name))
-    if among_fewer is None or among_fewer["fn"].shape() != fn.shape():
+    contract.check_global(name, site, among_fewer)
+    if site["fn"].support.is_discrete and not site["is_observed"]:
         raise ContractError(
-            f"site '{name}' follows the number of data (shape {tuple(fn.shape())}) but stands outside the plate "
-            "'data'; put it inside: with pyro.plate('data', x.shape[0], dim=-1)"
+            f"site '{name}' is a discrete global latent ({contract.kind(site['fn'])}), which cannot be a point mass "
+            "found by ascent; run once for each of its values and compare, or move it into the plate 'data'"
         )
-    if fn.support.is_discrete and not site["is_observed"]:
-        raise ContractError(
-            f"site '{name}' is a discrete global latent ({contract.kind(fn)}), which cannot be a point mass found by "
-            "ascent; run once for each of its values and compare, or move it into the plate 'data'"
-        )
-
-
-def _penalty(name: str) -> str:
-    return (
-        f"factor '{name}' is a training penalty, which is part of no likelihood; give it as log_prior, or train with "
-        "pv.fit"
-    )
 
 
 def _check_local(sites: Mapping[str, Site], rows: int) -> None:
     for name, site in sites.items():
-        if name.startswith(PENALTY):
-            raise ContractError(_penalty(name))
         contract.check_site(name, site, "model", rows)
         if not contract.has_common_scale(site):
             raise ContractError(
@@ -166,8 +145,7 @@ def _check_local(sites: Mapping[str, Site], rows: int) -> None:
             )
         if not site["is_observed"]:
             _check_latent(name, site["fn"])
-    if not any(site["is_observed"] for site in sites.values()):
-        raise ContractError("model: it observes nothing; give the data a likelihood, pyro.sample('x', ..., obs=x)")
+    contract.check_observes(sites)
 
 
 def _check_latent(name: str, fn: Any) -> None:
@@ -192,7 +170,7 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
     """Learn the numbers of values by enumerating, and that no discrete latent follows a continuous one."""
     z = found.like.new_zeros(len(few[0]), found.dims).requires_grad_()
     with torch.enable_grad():
-        sites = _sites(found, few, points, z)
+        sites = dict(contract.sample_sites(_trace(found, few, points, z)))
         for name in found.discrete:
             density = sites[name]["fn"].log_prob(sites[name]["value"])
             if density.requires_grad and torch.autograd.grad(density.sum(), z, allow_unused=True)[0] is not None:
@@ -200,8 +178,8 @@ def _counted(found: Structure, few: Batch, points: Mapping[str, Tensor]) -> Stru
                     f"site '{name}': its probabilities depend on the continuous latents ({', '.join(found.continuous)}"
                     "), which then are not Gaussian given the data; train with pv.fit or pv.variational_em"
                 )
-    counts = {name: _number_of_values(sites[name]) for name in found.discrete}
-    whole = {name: site for name, site in sites.items() if _is_local(site) and not is_shared(site["fn"])}
+    counts = {name: number_of_values(sites[name]) for name in found.discrete}
+    whole = {name: site for name, site in sites.items() if in_data(site) and not is_shared(site["fn"])}
     return replace(found, discrete=counts, table_width=_widest(whole))
 
 
@@ -210,40 +188,16 @@ def _widest(sites: Mapping[str, Site]) -> int:
     return max((prod(site["fn"].event_shape) for site in sites.values()), default=1)
 
 
-def _number_of_values(site: Site) -> int:
-    value, axis = site["value"], site["infer"]["_enumerate_dim"] - site["fn"].event_dim
-    return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
-
-
-class _Marking(Messenger):
-    """Mark sites to be enumerated."""
-
-    def __init__(self, names: Mapping[str, int]):
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, message: dict[str, Any]) -> None:
-        if message["name"] in self.names:
-            message["infer"].setdefault("enumerate", "parallel")
-
-
 def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Any:
-    given = {**points, **(structure.parts(z) if structure.continuous else {})}
-    with own_parameters(), Enumerating(first_available_dim=-2), _Marking(structure.discrete):
-        return poutine.trace(poutine.condition(structure.model, data=given)).get_trace(*batch)
+    given = {**points, **(structure.by_site(z) if structure.continuous else {})}
+    return enumerated_trace(poutine.condition(structure.model, data=given), batch)
 
 
-def _sites(
-    structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None
-) -> dict[str, Site]:
-    return dict(contract.sample_sites(_trace(structure, batch, points, z)))
-
-
-def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> None:
-    """Raise if data are not of their likelihood's type, lie outside its support, or are fewer than their plate says.
+def checked_on(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
+    """Return what is known of a program, if all data fit it.
 
     Args:
-        structure: of the program.
+        structure: of the program on a few rows.
         batch: all the data.
         points: values of the global latents.
 
@@ -254,22 +208,16 @@ def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor])
     with torch.no_grad():
         trace = _trace(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
     for name, site in contract.observed(trace).items():
-        _check_whole(name, site)
+        if in_data(site):
+            contract.check_whole(name, site)
         if not (site["fn"].support.is_discrete or site["value"].is_floating_point()):
             raise TypeError(
                 f"x: site '{name}' ({contract.kind(site['fn'])}) has a density of real numbers, found data in "
                 f"{str(site['value'].dtype).removeprefix('torch.')}; convert them: x.float(), or x.double()"
             )
     check_data_support(trace)
-
-
-def _check_whole(name: str, site: Site) -> None:
-    if _is_local(site) and contract.plate_scale(site) != 1:
-        raise ContractError(
-            f"site '{name}' has a scale, {contract.plate_scale(site):.4g} (its plate 'data' holds fewer data than its "
-            "size), but exact EM takes all data at a time; pass all of them, or write pyro.plate('data', x.shape[0], "
-            "dim=-1)"
-        )
+    outside = [name for name, site in contract.sample_sites(trace) if not in_data(site)]
+    return replace(structure, last_outside=next(reversed(outside), None))
 
 
 def log_densities(
@@ -284,8 +232,8 @@ def log_densities(
         z: values of the continuous latents, ``(..., *values, B, dims)``.
     """
     with _unvalidated():
-        sites = _sites(structure, batch, points, z)
-        return {name: _log_density(site) for name, site in sites.items() if _is_local(site)}
+        sites = contract.sample_sites(_trace(structure, batch, points, z))
+        return {name: _log_density(site) for name, site in sites if in_data(site)}
 
 
 def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:
@@ -310,37 +258,18 @@ def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) 
         batch: all the data, which such a site may read: the mean of a prior, or a summary that it observes.
         points: values of the global latents.
     """
-    terms = _around(structure, _rows(batch, 1) if structure.prior_once else batch, points)
-    return sum((term.sum() for term in terms.values()), start=structure.like.new_zeros(()))
-
-
-def prior_told_once(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
-    """Note whether sites outside the plate "data" have the same density on one datum as on all.
-
-    Then `log_prior` runs the program on one datum, since a run on all costs as much as an E-step.
-
-    Args:
-        structure: of the program.
-        batch: all the data.
-        points: values of the global latents.
-    """
-    if not structure.prior:
-        return structure
-    with torch.no_grad():
-        whole, alone = (_around(structure, part, points) for part in (batch, _rows(batch, 1)))
-    same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
-    return replace(structure, prior_once=same)
-
-
-def _around(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the log densities of sites outside the plate "data"."""
+    if structure.last_outside is None:
+        return structure.like.new_zeros(())
+    # The rest of the program, which may be all of its work, has no part in it.
+    until = replace(structure, model=up_to(structure.model, structure.last_outside))
     with _unvalidated():
-        sites = _sites(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
-        return {name: _log_density(site, site["scale"]) for name, site in sites.items() if not _is_local(site)}
+        trace = _trace(until, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+        sites = contract.sample_sites(trace)
+        return sum(_log_density(site, site["scale"]).sum() for _, site in sites if not in_data(site))
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:
-    return scale_and_mask(log_density(site["fn"], site["value"]), scale, site["mask"])
+    return scale_and_mask(fast_log_prob(site["fn"], site["value"]), scale, site["mask"])
 
 
 @contextmanager

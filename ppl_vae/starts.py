@@ -5,13 +5,13 @@ where the parameters are the start as they are.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_they_are", "kmeans", "random", "responsibilities"]
+__all__ = ["as_they_are", "check", "kmeans", "or_default", "random", "responsibilities"]
 
 Start = Callable[[Tensor, int, int], Tensor | None]
 
@@ -84,6 +84,33 @@ def as_they_are(x: Tensor, components: int, seed: int = 0) -> None:
         >>> pv.starts.as_they_are(torch.zeros(4, 2), components=3) is None
         True
     """
+
+
+def or_default(start: Any, discrete: Collection[str]) -> Any:
+    """Return a start; where it is None, k-means for a model of exactly one discrete latent for each datum."""
+    return (kmeans if len(discrete) == 1 else as_they_are) if start is None else start
+
+
+def check(start: Any, discrete: Collection[str], restarts: int, drawn: bool = True) -> None:
+    """Raise if a start does not fit a model with these discrete latents, or restarts would all be the same.
+
+    Args:
+        start: responsibilities, or a function.
+        discrete: names.
+        restarts: how many times to begin.
+        drawn: whether other latents begin at a draw.
+    """
+    if start is not as_they_are and len(discrete) != 1:
+        raise ValueError(
+            "start: responsibilities are of one discrete latent for each datum; the model has "
+            f"{', '.join(discrete) or 'none'}; leave start out"
+        )
+    same = isinstance(start, Tensor) or (start is as_they_are and not drawn)
+    if same and restarts > 1:
+        raise ValueError(
+            "restarts: each would begin at the same place; pass a start that follows its seed, such as "
+            "pv.starts.random, or leave restarts out"
+        )
 
 
 def responsibilities(start: Any, x: Tensor, components: int, seed: int) -> Tensor | None:

@@ -1,12 +1,15 @@
 """Pair a guide's trace with its model's: the one file that weighs with Pyro's effect handlers."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -15,11 +18,12 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import PARTICLE_PLATE, Site
 from ppl_vae.particles import Path
-from ppl_vae.programs import Program
+from ppl_vae.programs import Program, own_parameters
 
 __all__ = [
     "Draw",
     "Unobserved",
+    "enumerated_trace",
     "first",
     "paired_traces",
     "placed",
@@ -27,6 +31,7 @@ __all__ = [
     "scored_at_draws",
     "scored_dream",
     "trace_of_first",
+    "up_to",
 ]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
@@ -169,6 +174,53 @@ class Enumerating(EnumMessenger):
         if contract.has_density(msg) and not (msg["is_observed"] or msg["done"]):
             contract.check_mark(msg["name"], msg)
         super()._pyro_sample(msg)
+
+
+def enumerated_trace(program: Program, batch: Batch, first_dim: int = -2) -> Any:
+    """Trace a program, all of its discrete latents enumerated, and bits that it observes as floating numbers.
+
+    Args:
+        program: what has values for its continuous latents draws nothing.
+        batch: tensors.
+        first_dim: the axis for the first enumerated latent, left of every plate.
+    """
+    with own_parameters(), Enumerating(first_available_dim=first_dim):
+        return poutine.trace(config_enumerate(Floating()(program), default="parallel")).get_trace(*batch)
+
+
+class Floating(Messenger):
+    """Give Bernoulli likelihoods whole numbers and truth values in the type in which torch has their densities."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = contract.innermost(msg["fn"])
+        if msg["is_observed"] and isinstance(fn, dist.Bernoulli) and not msg["value"].is_floating_point():
+            msg["value"] = msg["value"].to(fn._param.dtype)
+
+
+def up_to(program: Program, last: str) -> Program:
+    """Return a program that ends at a site."""
+
+    def run(*batch: Tensor) -> None:
+        with suppress(Ended), Ending(last):
+            program(*batch)
+
+    return run
+
+
+class Ended(Exception):
+    """A program has come to its last site."""
+
+
+class Ending(Messenger):
+    """Leave the program once a site has its value."""
+
+    def __init__(self, last: str):
+        super().__init__()
+        self.last = last
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] == self.last:
+            raise Ended
 
 
 class Unobserved(Messenger):

@@ -94,10 +94,10 @@ MAY_IMPORT = {
     "priors": {"positive_definite"},
     "matrices": set(),
     "families": {"matrices", "priors"},
-    "natural": {"contract", "densities"},
+    "natural_forms": {"contract", "densities"},
     "factors": {"contract", "families"},
-    "factorisation": {"batches", "contract", "factors", "natural", "programs", "tracing"},
-    "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural", "programs"},
+    "factorisation": {"batches", "contract", "factors", "natural_forms", "programs", "tracing"},
+    "expectations": {"batches", "contract", "factorisation", "factors", "families", "natural_forms", "programs"},
     "probes": {"expectations", "factors", "families", "matrices"},
     "mean_field": {
         *("batches", "contract", "densities", "expectations", "factorisation", "factors", "families", "probes"),

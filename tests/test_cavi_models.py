@@ -223,7 +223,7 @@ def test_it_can_be_kept_and_told(name, tmp_path):
 def test_rows_at_a_time_are_nobodys_business(name, monkeypatch):
     _, _, whole = run(name)
     for numbers in (1, 30):
-        monkeypatch.setattr(densities, "AT_A_TIME", numbers)
+        monkeypatch.setattr(densities, "IN_CACHE", numbers)
         _, _, cut = run(name)
         torch.testing.assert_close(cut.history, whole.history, rtol=0, atol=1e-11)
 

@@ -14,11 +14,13 @@ from exact_models import F64, clusters
 from sklearn.decomposition import FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from torch import nn
 from unchanged import assert_same, tensors
 
 import ppl_vae as pv
 from ppl_vae import programs
 from ppl_vae.expectation_maximization import ExactEM
+from ppl_vae.latent_structure import log_prior
 from ppl_vae.models.linear_gaussian import LinearGaussian
 
 
@@ -188,10 +190,50 @@ def test_a_prior_may_read_all_data():
     assert found.history["log_posterior"][-1] == pytest.approx(exact.item(), abs=1e-9)
 
 
-@pytest.mark.parametrize(("model", "once"), [(around_the_data, False), (exact_models.coin, True)])
-def test_a_prior_that_reads_no_data_runs_on_one_datum(model, once):
-    x = clusters(20, 3) if model is around_the_data else torch.ones(20, dtype=F64)
-    assert ExactEM(model, (x,), None, None).structure.prior_once == once
+class Centred(nn.Module):
+    """A location whose prior reads the data through a parameter that is zero at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros((), dtype=F64))
+
+    def forward(self, x):
+        loc = pyro.sample("loc", dist.Normal(self.share * x.mean(), 0.1))
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def test_a_prior_may_come_to_read_data():
+    model, x = Centred(), 2 + torch.randn(30, dtype=F64)
+    found = pv.em(model, x, iterations=200, tol=1e-13)
+    assert model.share.item() == pytest.approx(1.0, abs=1e-5)
+    top = -math.log(0.1 * math.sqrt(2 * math.pi))  # of a normal density of this scale
+    exact = dist.Normal(x.mean(), 1.0).log_prob(x).mean() + top / 30
+    assert found.history["log_posterior"][-1] == pytest.approx(exact.item(), abs=1e-9)
+
+
+def test_a_log_prior_runs_no_more_of_a_program_than_it_needs():
+    came, prior = [], dist.Gamma(torch.tensor(2.0, dtype=F64), 1.0)
+
+    def model(x, summed_up=False):
+        for i in pyro.plate("sizes", 2):
+            size = pyro.sample(f"size_{i}", prior)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", dist.Normal(0.0, size), obs=x)
+        came.append(x.shape[0])
+        if summed_up:
+            pyro.sample("spread", dist.Normal(size, 1.0), obs=x.std())
+
+    x = torch.randn(10, dtype=F64)
+    for program, times in ((model, 0), (partial(model, summed_up=True), 2)):
+        algorithm = ExactEM(program, (x,), None, None)
+        came.clear()
+        for part in (x, 3 * x):
+            sizes = algorithm.points
+            exact = sum(prior.log_prob(size) for size in sizes.values())
+            exact = exact + dist.Normal(sizes["size_1"], 1.0).log_prob(part.std()) if times else exact
+            torch.testing.assert_close(log_prior(algorithm.structure, (part,), sizes), exact)
+        assert came == [10] * times
 
 
 def test_pyro_params_are_fitted_and_told():

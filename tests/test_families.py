@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vae import densities, natural
+from ppl_vae import densities, natural_forms
 from ppl_vae.factors import factor_of, joint_factor_of
 from ppl_vae.families import Dirichlet, Gaussian, NormalWishart, Wishart
 from ppl_vae.matrices import expected_log_det
@@ -379,7 +379,7 @@ def test_natural_forms_are_log_densities(form, batch):
     fn, x = FORMS[form](batch)
     wanted = fn.log_prob(x)
     for origin in (None, x.mean(0)):
-        found, coefficients, shape = natural.natural({"fn": fn, "mask": None}, origin)
+        found, coefficients, shape = natural_forms.natural({"fn": fn, "mask": None}, origin)
         assert shape == torch.Size(batch)
         table = found.table(x, coefficients)
         close(table.reshape(*batch, 7), wanted, rtol=1e-9, atol=1e-9)
@@ -391,7 +391,7 @@ def test_natural_forms_are_log_densities(form, batch):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_rows_taken_at_a_time_are_nobodys_business(form, monkeypatch):
     fn, x = FORMS[form]((3,))
-    found, coefficients, _ = natural.natural({"fn": fn, "mask": None}, x.mean(0))
+    found, coefficients, _ = natural_forms.natural({"fn": fn, "mask": None}, x.mean(0))
     weights = torch.rand(3, 7, dtype=F64)
     whole = found.table(x, coefficients), *found.moments(x, weights)
     for numbers in (1, 30, 100):
@@ -407,7 +407,7 @@ def test_log_densities_far_from_zero_keep_their_digits():
         dist.MultivariateNormal(loc, matrices(1, size=2)).expand([7]),
         dist.Normal(loc, 0.5).expand([7, 2]).to_event(1),
     ):
-        form, coefficients, _ = natural.natural({"fn": fn, "mask": None}, x.mean(0))
+        form, coefficients, _ = natural_forms.natural({"fn": fn, "mask": None}, x.mean(0))
         close(form.table(x, coefficients)[0], fn.log_prob(x), rtol=1e-7, atol=1e-7)
 
 
@@ -426,10 +426,10 @@ FOLLOWING = {
 
 @pytest.mark.parametrize("fn", FOLLOWING.values(), ids=FOLLOWING.keys())
 def test_there_is_no_natural_form_where_parameters_follow_the_data(fn):
-    assert natural.natural({"fn": fn, "mask": None}) is None
+    assert natural_forms.natural({"fn": fn, "mask": None}) is None
 
 
 def test_there_is_none_under_a_mask():
     fn, _ = number(())
-    assert natural.natural({"fn": fn, "mask": torch.ones(7).bool()}) is None
-    assert natural.natural_form(fn.mask(torch.ones(7).bool())) is None
+    assert natural_forms.natural({"fn": fn, "mask": torch.ones(7).bool()}) is None
+    assert natural_forms.natural_form(fn.mask(torch.ones(7).bool())) is None

@@ -34,6 +34,12 @@ def without_plate(x):
     pyro.sample("x", dist.Normal(normal(), 1.0).expand(x.shape).to_event(1), obs=x)
 
 
+def looped(x):
+    a = normal()
+    for i in range(len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(a, 1.0), obs=x[i])
+
+
 def misnamed(x):
     with pyro.plate("rows", x.shape[0], dim=-1):
         pyro.sample("x", dist.Normal(normal(), 1.0), obs=x)
@@ -106,6 +112,7 @@ REFUSED = {
     "scale of a prior": (scaled_prior, "site 'a' has a scale, 0.5"),
     "plate with more data": (subsampled, "site 'x' has a scale, 50 .*batch_size="),
     "no plate": (without_plate, "site 'x' follows the number of data .*pyro.plate"),
+    "a loop": (looped, "site 'x_1' follows the number of data .*pyro.plate"),
     "misnamed plate": (misnamed, "site 'a' follows the number of data .*pyro.plate"),
     "nothing observed": (blind, "observes nothing"),
     "nothing latent": (gaussian_rows, "no latents"),

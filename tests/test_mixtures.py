@@ -289,3 +289,25 @@ def test_the_bernoulli_mixtures_weights_are_its_likelihood():
     (x, _), model = pixels(), BernoulliMixture(X_DIM, Y_DIM).double()
     log_w = pv.weigh(model, Enumerated(), x).log_w
     torch.testing.assert_close(log_w[0], joint(model, x)[0].logsumexp(1))
+
+
+def by_ascent(x):
+    model = BernoulliMixture(X_DIM, 2)
+    return pv.em(model, x, iterations=3, log_prior=pv.normal_prior(model))
+
+
+BITS = {
+    "em": lambda x: pv.em(BernoulliMixture(X_DIM, 2), x, iterations=3),
+    "em by ascent": by_ascent,
+    "em of modes": lambda x: pv.em(BayesianBernoulliMixture(X_DIM, 2), x, iterations=3),
+    "cavi": lambda x: pv.cavi(BayesianBernoulliMixture(X_DIM, 2), x, iterations=3),
+}
+
+
+@pytest.mark.parametrize("fitted", BITS.values(), ids=BITS.keys())
+def test_bits_may_be_truth_values_or_whole_numbers(fitted):
+    histories, (x, _) = [], pixels()
+    for data in (x.float(), x.bool(), x.long()):
+        torch.manual_seed(0)
+        histories.append(fitted(data).history)
+    assert histories[0] == histories[1] == histories[2]

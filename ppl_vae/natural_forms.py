@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, MultivariateNormal, Normal
 
 from ppl_vae.contract import Site
-from ppl_vae.densities import in_parts, of_one_datum, parts, whitened
+from ppl_vae.densities import in_parts, of_one_datum, slices_of, whitened
 
 __all__ = ["Form", "Linear", "Quadratic", "log_density", "natural", "natural_form"]
 
@@ -41,7 +41,7 @@ class Linear:
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
         width = self.features(x[:1]).shape[1]
-        return sum(weights[:, rows] @ self.features(x[rows]) for rows in parts(len(x), width)), weights.sum(1)
+        return sum(weights[:, rows] @ self.features(x[rows]) for rows in slices_of(len(x), width)), weights.sum(1)
 
     def total(self, moments: Coefficients, coefficients: Coefficients) -> Tensor:
         """Return the weighted sum of log densities over data and components."""
@@ -64,7 +64,7 @@ class Quadratic:
     def moments(self, x: Tensor, weights: Tensor) -> Coefficients:
         """Return what `total` needs of data with weights ``(C, N)``."""
         second, first = 0.0, 0.0
-        for rows in parts(len(x), x.shape[1] ** 2):
+        for rows in slices_of(len(x), x.shape[1] ** 2):
             apart = x[rows] - self.origin
             second, first = second + weights[:, rows] @ products(apart), first + weights[:, rows] @ apart
         return second.unflatten(1, (x.shape[1], -1)), first, weights.sum(1)
