@@ -19,7 +19,7 @@ from ppl_vae.latent_structure import checked_on, structure_of
 from ppl_vae.latent_structure import log_prior as log_prior_of
 from ppl_vae.log_priors import LogPrior, check_log_prior, check_prior_options
 from ppl_vae.m_steps import by_ascent, by_method, method_of, naming_components
-from ppl_vae.point_estimate import Point, PointEstimate, check_finite, put
+from ppl_vae.point_estimate import Point, PointEstimate, check_finite
 from ppl_vae.programs import (
     Program,
     Programs,
@@ -218,7 +218,10 @@ class ExactEM:
     def load(self, state: State) -> None:
         """Go back to a state."""
         tensors, self.points, self.posterior = state
-        put(self.programs, tensors)
+        with torch.no_grad():
+            for name, tensor in self.programs.tensors().items():
+                if name in tensors:
+                    tensor.copy_(tensors[name])
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

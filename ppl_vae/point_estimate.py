@@ -42,14 +42,6 @@ class Point:
             return posterior(self.structure, batch, self.points)
 
 
-def put(programs: Programs, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the programs, by name."""
-    with torch.no_grad():
-        for name, tensor in programs.tensors().items():
-            if name in tensors:
-                tensor.copy_(tensors[name])
-
-
 def check_finite(batch: tuple[Tensor, ...]) -> None:
     """Raise if a number of the data is NaN or infinite.
 

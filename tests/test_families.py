@@ -395,7 +395,7 @@ def test_the_rows_taken_at_a_time_are_nobodys_business(form, monkeypatch):
     weights = torch.rand(3, 7, dtype=F64)
     whole = found.table(x, coefficients), *found.moments(x, weights)
     for numbers in (1, 30, 100):
-        monkeypatch.setattr(densities, "AT_A_TIME", numbers)
+        monkeypatch.setattr(densities, "IN_CACHE", numbers)
         for one, other in zip((found.table(x, coefficients), *found.moments(x, weights)), whole, strict=True):
             close(one, other)
 
