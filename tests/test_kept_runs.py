@@ -88,7 +88,8 @@ def uneven(factorised):
     return lambda: factorised.expected.weigh_discrete("y", weights / weights.sum(0))
 
 
-def test_an_iteration_of_a_mixture_runs_its_program_twice():
+def counted():
+    """Return a mixture, and a list that gets the number of data of each run of its program."""
     runs = []
 
     class Counted(BayesianGaussianMixture):
@@ -96,7 +97,11 @@ def test_an_iteration_of_a_mixture_runs_its_program_twice():
             runs.append(len(x))
             super().forward(x)
 
-    factorised = made(Counted(2, 3), numbers(2))
+    return made(Counted(2, 3), numbers(2)), runs
+
+
+def test_an_iteration_of_a_mixture_runs_its_program_twice():
+    factorised, runs = counted()
     for _ in iterations(factorised, 20):  # until parameters move by less than half their size
         pass
     runs.clear()
@@ -106,14 +111,7 @@ def test_an_iteration_of_a_mixture_runs_its_program_twice():
 
 
 def test_a_step_on_a_minibatch_runs_its_program_thrice():
-    runs = []
-
-    class Counted(BayesianGaussianMixture):
-        def forward(self, x):
-            runs.append(len(x))
-            super().forward(x)
-
-    factorised = made(Counted(2, 3), numbers(2))
+    factorised, runs = counted()
     for _ in iterations(factorised, 20):
         pass
 
