@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch
 from ppl_vae.indexing import alike
+from ppl_vae.optimizers import held_by
 from ppl_vae.particles import Path
 from ppl_vae.programs import Program, Programs, undisturbed
-from ppl_vae.svi import held_by
 from ppl_vae.weighing import weigh
 
 __all__ = ["check_apart", "owned"]

@@ -20,12 +20,13 @@ from ppl_vae.indexing import alike
 from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
+from ppl_vae.optimizers import check_optimizer, held_by
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
-__all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
+__all__ = ["Info", "SVIStep", "check_options"]
 
 # Bound, penalties, log prior where there is one, and a gradient for each parameter that moves.
 Ascent = tuple[Tensor, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
@@ -72,7 +73,7 @@ class SVIStep:
         readers = (model, guide, objective) if log_prior is None else (model, guide, objective, log_prior)
         compiled = partial(Compiled, programs=self.programs, readers=readers, compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
-        self.log_prior, self.data_size = log_prior, data_size
+        self.log_prior, self.data_size = log_prior, None if data_size is None else int(data_size)
         self.workers = workers()
         self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
         if self.workers and chunk is not None:
@@ -165,7 +166,7 @@ class SVIStep:
             return
         if self.workers:
             self.workers.start_alike(self.programs.tensors())
-        check(self.model, self.guide, batch)
+        check(self.model, self.guide, batch, self.log_prior)
         self.programs.run_once(self.model, self.guide, batch)
         check_optimizer(self.optimizer, self.programs, self.objective)
         if self.log_prior is not None:
@@ -251,36 +252,6 @@ class SVIStep:
         self._moved = {names[id(p)]: p for p in held if id(p) in names}
         self.ascent.forget()
         self.shared_ascent.forget()
-
-
-def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the parameters that an optimizer moves."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
-    """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("optimizer: LBFGS asks for the loss several times a step, with one noise; choose another")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = programs.parameters()
-    if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
-        raise ValueError(
-            "optimizer: it holds no parameter of model or guide, so nothing would train; make it of "
-            "[*model.parameters(), *guide.parameters()]"
-        )
-    left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
-    if left_out:
-        raise ValueError(
-            f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
-        )
-    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
-    if facts(objective).upper and wrong:
-        raise ValueError(
-            f"objective: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
-            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; make the optimizer of "
-            "guide.parameters()"
-        )
 
 
 def inner_function(objective: Any) -> Any:
