@@ -1,6 +1,6 @@
 """Optimizers made for a pair of programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,18 @@ from torch import Tensor
 from ppl_vae.objectives import facts
 from ppl_vae.programs import Programs
 
-__all__ = ["FusedAdam", "Role", "adam", "check_optimizer", "held_by", "laid_out", "made", "to_train"]
+__all__ = [
+    "FusedAdam",
+    "Role",
+    "adam",
+    "check_optimizer",
+    "check_optimizer_state",
+    "check_strangers",
+    "held_by",
+    "laid_out",
+    "made",
+    "to_train",
+]
 
 
 NO_STATE: dict[str, Any] = {}
@@ -219,7 +230,7 @@ def check_optimizer(
             f"{role.name}: it holds no parameter of model or guide that requires a gradient, so nothing would train; "
             f"make it of {role.parameters}"
         )
-    _refuse_strangers(optimizer, programs, role)
+    check_strangers(optimizer, programs, role)
     left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
     if left_out:
         raise ValueError(
@@ -235,9 +246,14 @@ def check_optimizer(
         )
 
 
-def _refuse_strangers(optimizer: torch.optim.Optimizer, programs: Programs, role: Role) -> None:
-    """Only what a program has is followed by name, and moves."""
-    known = {id(p) for p in programs.parameters().values()}
+def check_strangers(optimizer: torch.optim.Optimizer, programs: Programs, role: Role) -> None:
+    """Raise if an optimizer holds what no program has: only what has a name there is followed, and moves.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> check_strangers(torch.optim.SGD(net.parameters(), lr=0.1), Programs(net, net), Role())
+    """
+    known = {id(p) for p in programs.tensors().values()}
     strangers = [tuple(p.shape) for p in held_by(optimizer) if id(p) not in known]
     if strangers:
         more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
@@ -246,6 +262,24 @@ def _refuse_strangers(optimizer: torch.optim.Optimizer, programs: Programs, role
             f"move{more}; leave it out, or make it an attribute of the model (model.tau = nn.Parameter(...) for a "
             "hyper-parameter tau that the log prior reads)"
         )
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], role: Role) -> None:
+    """Raise if a state is of an optimizer with other groups of parameters.
+
+    Example:
+        >>> nets = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1, bias=False)
+        >>> one, other = (torch.optim.SGD(net.parameters(), lr=0.1) for net in nets)
+        >>> check_optimizer_state(one, other.state_dict(), Role())
+        Traceback (most recent call last):
+        ...
+        ValueError: state: that of optimizer has groups of [1] parameters, expected [2]
+    """
+    found, wanted = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if found != wanted:
+        raise ValueError(f"state: that of {role.name} has groups of {found} parameters, expected {wanted}")
 
 
 def made(make: Any, parameters: list[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
