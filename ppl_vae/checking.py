@@ -250,7 +250,8 @@ def check_gradients(
     if unused:
         raise ContractError(
             f"parameter {', '.join(unused)}: trainable, but absent from the graph of the bound, so it would never "
-            "train; use it in the model or the guide, or freeze it with requires_grad_(False)"
+            "train; use it in the model or the guide, or in the log_prior of training, or freeze it with "
+            "requires_grad_(False)"
         )
 
 
