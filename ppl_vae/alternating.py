@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.batches import source
+from ppl_vae.batches import Batch, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.fitted import Fit
-from ppl_vae.indexing import with_index
+from ppl_vae.indexing import alike, with_index
 from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.objectives.options import whole
-from ppl_vae.optimizers import adam, made
-from ppl_vae.ownership import check_apart, owned
+from ppl_vae.optimizers import Role, adam, made
+from ppl_vae.ownership import check_apart, check_e_steps, check_owner, owned
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.steps import svi_step
 from ppl_vae.svi import Info, SVIStep, check_options
@@ -36,6 +36,9 @@ class VariationalEMStep:
 
     def __init__(self, e_step: SVIStep | None, m_step: SVIStep, e_steps: int, m_steps: int):
         self.e_step, self.m_step = e_step, m_step
+        m_step.role = Role("model_optimizer", "model.parameters()")
+        if e_step is not None:
+            e_step.role = Role("guide_optimizer", "guide.parameters()")
         self.e_steps, self.m_steps = e_steps, m_steps
         self.model, self.guide = m_step.model, m_step.guide
         # An estimator's own parameters and state are known to the step that it is given to.
@@ -44,14 +47,25 @@ class VariationalEMStep:
 
     def prepare(self, x: Any) -> None:
         """Hold programs, objective and both optimizers to the contract on a first batch; change nothing."""
+        batch = self.programs.on_device(as_batch(x))
+        check(self.model, self.guide, batch, self.m_step.log_prior)
+        self.check_training(batch)
+
+    def check_training(self, batch: Batch) -> None:
+        """Hold objective and both optimizers to the contract, on a batch that the programs fit."""
         for step in self._steps():
-            step.prepare(x)
+            step.check_training(batch)
+        if self.e_step is None:
+            _, of_guide = owned(self.model, self.guide, self.m_step.objective, batch)
+            check_owner(self.m_step.optimizer, "model_optimizer", of_guide, "guide")
         self._prepared = True
 
     def __call__(self, x: Any) -> Info:
         """Update the guide ``e_steps`` times, then the model ``m_steps`` times; report what the last update found."""
         if not self._prepared:
             self.prepare(x)
+        for step in self._steps():  # before either moves, as parameters may have been frozen since
+            step.follow_optimizer()
         if self.e_step is not None:
             for _ in range(self.e_steps):
                 self.e_step(x)
@@ -82,7 +96,15 @@ class VariationalEMStep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; the programs change only if all of it fits them."""
+        """Take up a state; nothing changes unless all of it fits."""
+        wanted = {"programs": self.programs, **self._named()}
+        if state.keys() != wanted.keys():
+            raise ValueError(
+                f"state: it has {', '.join(state)}, expected {', '.join(wanted)}; take that of a variational_em_step "
+                f"{'without' if self.e_step is None else 'with'} a guide_optimizer, as this one is"
+            )
+        for name, step in self._named().items():
+            step.check_state({"programs": {}, **state[name]})
         self.programs.load_state_dict(state["programs"])
         for name, step in self._named().items():
             # With the whole objective loaded, so is the part of it that the M-step takes.
@@ -125,7 +147,7 @@ def variational_em_step(
 
     Args:
         model: Pyro program.
-        guide: Pyro program with the same arguments, amortised or with parameters of its own for each datum (see `fit`).
+        guide: as for `variational_em`.
         objective: a lower bound, ``Particles -> (B,)``.
         particles: K, draws per datum.
         guide_optimizer: a torch optimizer over the guide's parameters and the objective's own, or None where there is
@@ -145,7 +167,8 @@ def variational_em_step(
 
     Raises:
         TypeError: an optimizer is not one, or the objective not a bound of this library.
-        ValueError: a number is out of range; a parameter is in both optimizers; the bound is an upper one.
+        ValueError: a number is out of range; a parameter is in both optimizers, or in the model's with none for the
+            guide, whose it is; the bound is an upper one.
 
     Reference: R. Neal, G. Hinton, "A View of the EM Algorithm that Justifies Incremental, Sparse, and
     Other Variants", 1998, https://doi.org/10.1007/978-94-011-5014-9_12; M. Jordan et al., "An Introduction
@@ -169,8 +192,7 @@ def variational_em_step(
             f"objective: {facts(objective).name} is an upper bound, which trains the guide alone, so that there is no "
             "M-step; take a lower bound such as elbo"
         )
-    if guide_optimizer is not None:
-        check_apart(guide_optimizer, model_optimizer, Programs(model, guide, objective))
+    check_apart(guide_optimizer, model_optimizer, Programs(model, guide, objective))
     options = {"compile": compile, "chunk": chunk, "clip_norm": clip_norm, "precision": precision}
     prior = {"log_prior": log_prior, "data_size": data_size}
     bound = getattr(objective, "bound", objective) if hasattr(objective, "estimate") else objective
@@ -211,11 +233,13 @@ def variational_em(
     family and the batch let it, and the M-steps are those of EM. A parameter that both programs hold belongs to the
     model if its densities use it, otherwise to the guide (so ``vae.model`` and ``vae.guide`` of one object come
     apart); one that the model reads without holding it, such as a guide's encoder in its prior, is the guide's.
-    Each is moved by its owner's updates alone. A guide without parameters of its own has no E-step.
+    Each is moved by its owner's updates alone. A guide without parameters of its own has no E-step, and is refused
+    with what asks for some.
 
     Args:
         model: Pyro program, with trainable parameters.
-        guide: Pyro program with the same arguments, amortised or with parameters of its own for each datum (see `fit`).
+        guide: Pyro program with the same arguments, amortised or with parameters of its own for each datum (see `fit`,
+            also for the optimizers that go with those).
         x: training data, in any of the forms of `fit`.
         e_steps: updates of the guide on each batch.
         m_steps: updates of the model on each batch.
@@ -243,7 +267,9 @@ def variational_em(
 
     Raises:
         ContractError: model, guide and the first batch do not fit; nothing has been changed.
-        ValueError: the model has nothing to train, or as for `variational_em_step`.
+        ValueError: the model has nothing to train; an optimizer holds what the other program owns; ``e_steps`` above
+            one, ``guide_optimizer`` or an estimator with parameters, and the guide has nothing of its own to move; or
+            as for `variational_em_step`.
         FileExistsError, FloatingPointError: as for `fit`.
 
     Reference: as `variational_em_step`.
@@ -265,16 +291,16 @@ def variational_em(
         options |= prior_options(log_prior, train.rows)
         programs = Programs(model, guide, objective)
         batch = programs.on_device(train.first())
-        check(model, guide, batch)  # before optimizers are made of parameters that may not exist yet
+        check(model, guide, batch, log_prior)  # before optimizers are made of parameters that may not exist yet
         if held_out is not None:
-            check(model, guide, programs.on_device(source(held_out, batch_size).first()))
+            check(model, guide, programs.on_device(source(held_out, batch_size).first()), log_prior)
         of_model, of_guide = owned(model, guide, objective, batch)
-        options |= {
-            "guide_optimizer": _optimizer(guide_optimizer, of_guide),
-            "model_optimizer": _optimizer(model_optimizer, of_model),
-        }
+        asked = {"e_steps": e_steps != 1, "guide_optimizer": guide_optimizer is not None}
+        check_e_steps(alike(model, guide)[1], batch, of_model, of_guide, asked)
+        options["guide_optimizer"] = _optimizer("guide", guide_optimizer, of_guide, "model", of_model)
+        options["model_optimizer"] = _optimizer("model", model_optimizer, of_model, "guide", of_guide)
         step = variational_em_step(model, guide, objective, particles, **options)
-        step.prepare(batch)
+        step.check_training(batch)
     settings = {"method": "variational_em", "objective": facts(objective).name, "particles": particles}
     settings |= {"e_steps": e_steps, "m_steps": m_steps, "epochs": epochs, "batch_size": train.batch_size}
     settings |= {"seed": seed, "model": program_name(model), "guide": program_name(guide)}
@@ -284,7 +310,12 @@ def variational_em(
     return result
 
 
-def _optimizer(optimizer: Optimizer | None, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
+def _optimizer(
+    owner: str, optimizer: Optimizer | None, own: Mapping[str, Tensor], other: str, others: Mapping[str, Tensor]
+) -> torch.optim.Optimizer | None:
+    """Return the optimizer of one program's parameters, made of them if need be."""
+    name = f"{owner}_optimizer"
     if isinstance(optimizer, torch.optim.Optimizer):
+        check_owner(optimizer, name, others, other)
         return optimizer
-    return made(optimizer or adam, parameters) if parameters else None
+    return made(optimizer or adam, [*own.values()], name) if own else None

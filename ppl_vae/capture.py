@@ -1,7 +1,7 @@
 """Capture what Pyro programs do to tensors as one graph, without running them."""
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -180,16 +180,27 @@ class _Together(nn.Module):
 
         The latter are exchanged in ``named``.
         """
-        inside = {self.keys[name]: tensor for name, tensor in named.items() if name in self.keys}
+        kept = dict(_places(self))
+        instead = {id(kept[key]): named[name] for name, key in self.keys.items()}
+        # torch would tie weights by name, and a module of two names would keep the stand-ins that it got first.
+        inside = {key: instead[id(tensor)] for key, tensor in kept.items()}
         before = dict(inside)
         with _at_param_sites({name: t for name, t in named.items() if name not in self.keys}):
-            result = torch.func.functional_call(self, inside, (function, named, batch), tie_weights=True)
+            result = torch.func.functional_call(self, inside, (function, named, batch), tie_weights=False)
         rebound = [name for name, key in self.keys.items() if inside[key] is not before[key]]
         named |= {name: inside[self.keys[name]] for name in rebound}
         return result, rebound
 
     def forward(self, function: Function, named: Mapping[str, Tensor], batch: Batch) -> Any:
         return function(named, batch)
+
+
+def _places(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each place in which a module keeps a tensor, once, whatever holds the module."""
+    for prefix, module in root.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{prefix}.{name}", tensor
 
 
 def _key(owner: str) -> str:

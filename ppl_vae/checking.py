@@ -1,7 +1,7 @@
 """`check`: hold a model, its guide and one batch to the contract before anything is trained on them."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
@@ -26,7 +26,7 @@ from ppl_vae.weighing import weigh
 __all__ = ["check", "supports"]
 
 
-def check(model: Program, guide: Program, x: Any) -> None:
+def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor] | None = None) -> None:
     """Hold a pair of programs to the contract, on one batch; return if it holds.
 
     Runs both programs a few times with Pyro's validation on, without particles and with two.
@@ -36,6 +36,7 @@ def check(model: Program, guide: Program, x: Any) -> None:
         model: Pyro program.
         guide: Pyro program with the same arguments.
         x: a batch: a tensor or a tuple of tensors.
+        log_prior: as for `fit`. Parameters that it alone depends on, such as the scale of a prior, train too.
 
     Raises:
         ContractError: what does not hold, naming the site or argument, what was found and the
@@ -62,7 +63,7 @@ def check(model: Program, guide: Program, x: Any) -> None:
         check_structure(model, guide, batch)
         check_structure(model, guide, _resized(batch))
         check_leading_axes(model, guide, batch)
-        check_gradients(model, guide, batch, programs.run_once(model, guide, batch))
+        check_gradients(model, guide, batch, programs.run_once(model, guide, batch), log_prior)
 
 
 @contextmanager
@@ -227,20 +228,30 @@ def _log_density(site: contract.Site) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
 
 
-def check_gradients(model: Program, guide: Program, batch: Batch, programs: Programs) -> None:
-    """Every trainable parameter is in the graph of the bound (its gradient may be zero)."""
+def check_gradients(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    programs: Programs,
+    log_prior: Callable[[], Tensor] | None = None,
+) -> None:
+    """Every trainable parameter is in the graph of the bound or the log prior (its gradient may be zero)."""
     parameters = programs.parameters()
     with torch.inference_mode(False), torch.enable_grad():
         particles = weigh(model, guide, batch, linear=True)
         total = sum((p.sum() for p in particles.penalties.values()), start=elbo(particles).sum())
         _check_leaves(total, parameters)
+        prior = log_prior() if log_prior is not None else None
+        if isinstance(prior, Tensor):  # what it should be is another check's to say
+            total = total + prior.sum()
         inputs = list(parameters.values())
         found = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None] * len(inputs)
     unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
     if unused:
         raise ContractError(
             f"parameter {', '.join(unused)}: trainable, but absent from the graph of the bound, so it would never "
-            "train; use it in the model or the guide, or freeze it with requires_grad_(False)"
+            "train; use it in the model or the guide, or in the log_prior of training, or freeze it with "
+            "requires_grad_(False)"
         )
 
 

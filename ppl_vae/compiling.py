@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.batches import Batch
 from ppl_vae.parallel import LostWorker
@@ -191,12 +192,10 @@ class Compiled:
 
     def _counted(self, batch: Batch) -> Any:
         """Run as it is, and find from the work done after how many runs a graph would have paid."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
+        with _Flops() as flops:
             result = self.function(self.programs.tensors(), batch)
         on_cpu = batch[0].device.type == "cpu"
-        work = counter.get_total_flops() * SECONDS_SAVED_PER_FLOP if on_cpu else 0.0
+        work = flops.total * SECONDS_SAVED_PER_FLOP if on_cpu else 0.0
         self._patience = SECONDS_TO_COMPILE / (SECONDS_SAVED + work)
         return result
 
@@ -232,6 +231,30 @@ class Compiled:
         if reason not in self.programs.said:
             self.programs.said.add(reason)
             remark(f"compile: it runs eagerly, since {reason}. Pass compile=False to have it so without a word")
+
+
+class _Flops(TorchDispatchMode):
+    """Counts the floating-point operations of what runs inside, matrix products and the like.
+
+    torch's ``FlopCounterMode`` follows modules too, by hooks on what they are called on, and a parameter with such
+    a hook gets no gradient.
+    """
+
+    supports_higher_order_operators = True
+
+    def __enter__(self) -> "_Flops":
+        from torch.utils.flop_counter import flop_registry
+
+        self.formulas, self.total = flop_registry, 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        formula = self.formulas.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=found)
+        return found
 
 
 def _same(key: Any, other: Any) -> bool:

@@ -1,13 +1,16 @@
 """Log densities of parameters, with which training finds a maximum a posteriori estimate."""
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from math import inf, log, pi
+from numbers import Integral, Real
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.programs import Program, modules_of
+from ppl_vae.programs import Program, modules_of, program_name, reached
 
 __all__ = ["LogPrior", "check_log_prior", "check_prior_options", "laplace_prior", "normal_prior", "prior_options"]
 
@@ -25,7 +28,8 @@ def normal_prior(program: Program, scale: float = 1.0) -> LogPrior:
     In training on N data its gradient is that of weight decay by ``1 / (N scale^2)``.
 
     Args:
-        program: a model or one of its parts (``model.decoder``). Shared parameters count once.
+        program: a model or one of its parts (``vae.decoder``), but no method, whose owner may hold an encoder as well.
+            Shared parameters count once.
         scale: standard deviation, in the units of the parameters.
 
     Returns:
@@ -33,6 +37,7 @@ def normal_prior(program: Program, scale: float = 1.0) -> LogPrior:
         of shape ``()``, in nats. It reads the parameters anew in every call.
 
     Raises:
+        TypeError: the program is a method.
         ValueError: the program holds no parameters in modules, or the scale is not positive.
 
     Reference: D. J. C. MacKay, "A Practical Bayesian Framework for Backpropagation Networks", Neural
@@ -44,7 +49,7 @@ def normal_prior(program: Program, scale: float = 1.0) -> LogPrior:
         >>> pv.normal_prior(net)()  # two numbers at zero, each of log density -log(2 pi) / 2
         tensor(-1.8379, ...)
     """
-    _check_scale(scale)
+    scale = _positive(scale)
     constant = 0.5 * log(2 * pi * scale**2)
     # A product, since the gradient of a square takes a power.
     return _over_parameters(program, lambda p: -0.5 / scale**2 * (p * p).sum() - p.numel() * constant)
@@ -65,7 +70,7 @@ def laplace_prior(program: Program, scale: float = 1.0) -> LogPrior:
         As `normal_prior`.
 
     Raises:
-        ValueError: as for `normal_prior`.
+        TypeError, ValueError: as for `normal_prior`.
 
     Reference: R. Tibshirani, "Regression Shrinkage and Selection via the Lasso", JRSS B 1996,
     https://doi.org/10.1111/j.2517-6161.1996.tb02080.x.
@@ -76,17 +81,24 @@ def laplace_prior(program: Program, scale: float = 1.0) -> LogPrior:
         >>> laplace_prior(net)()  # two numbers at one: -2 - 2 log 2
         tensor(-3.3863, ...)
     """
-    _check_scale(scale)
+    scale = _positive(scale)
     constant = log(2 * scale)
     return _over_parameters(program, lambda p: -p.abs().sum() / scale - p.numel() * constant)
 
 
-def _check_scale(scale: Any) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < inf:
+def _positive(scale: Any) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf:
         raise ValueError(f"scale: expected a positive number, found {scale!r}")
+    return float(scale)  # a number of NumPy's would take a tensor apart
 
 
 def _over_parameters(program: Program, log_density: Callable[[Tensor], Tensor]) -> LogPrior:
+    if any(isinstance(thing, MethodType) for thing in reached(program)):
+        raise TypeError(
+            f"program: {program_name(program)} is a method or calls one, and of the parameters that its owner holds it "
+            "need not use all (a VAE has an encoder too); pass the part that the prior is of, such as vae.decoder, or "
+            "the owner itself for all"
+        )
     modules = modules_of(program)
     if not any(True for module in modules for _ in module.parameters()):
         raise ValueError(
@@ -109,6 +121,7 @@ def prior_options(log_prior: LogPrior | None, rows: int | None) -> dict[str, Any
         rows: number of training data, or None where it is not known.
 
     Raises:
+        TypeError: the prior is no function without arguments.
         ValueError: there is a prior, and the number of data is not known.
 
     Example:
@@ -120,7 +133,10 @@ def prior_options(log_prior: LogPrior | None, rows: int | None) -> dict[str, Any
             "log_prior: it needs the number of training data, which this DataLoader does not tell; pass a Dataset or "
             "tensors, or a step that was given data_size"
         )
-    return {} if log_prior is None else {"log_prior": log_prior, "data_size": rows}
+    if log_prior is None:
+        return {}
+    _check_function(log_prior)
+    return {"log_prior": log_prior, "data_size": rows}
 
 
 def check_prior_options(log_prior: Any, data_size: Any) -> None:
@@ -136,16 +152,28 @@ def check_prior_options(log_prior: Any, data_size: Any) -> None:
         if data_size is not None:
             raise ValueError(f"data_size: it goes with log_prior, found {data_size!r} without; leave it out")
         return
-    if not callable(log_prior) or isinstance(log_prior, torch.nn.Module):
-        raise TypeError(
-            "log_prior: expected a function without arguments that returns log p(theta), such as "
-            f"pv.normal_prior(model), found {log_prior!r}"
-        )
-    if isinstance(data_size, bool) or not isinstance(data_size, int) or data_size < 1:
+    _check_function(log_prior)
+    if isinstance(data_size, bool) or not isinstance(data_size, Integral) or data_size < 1:
         raise ValueError(
             "data_size: expected the number N of training data, over which log p(theta) is shared out, found "
             f"{data_size!r}"
         )
+
+
+def _check_function(log_prior: Any) -> None:
+    expected = (
+        "log_prior: expected a function without arguments that returns log p(theta), such as pv.normal_prior(model)"
+    )
+    if not callable(log_prior) or isinstance(log_prior, torch.nn.Module):
+        raise TypeError(f"{expected}, found {log_prior!r}")
+    try:
+        taken = signature(log_prior)
+    except ValueError:  # of a function that is not Python's
+        return
+    try:
+        taken.bind()
+    except TypeError as error:
+        raise TypeError(f"{expected}, found one of {taken}; let it read the parameters off their modules") from error
 
 
 def check_log_prior(log_prior: LogPrior, moved: Sequence[Tensor]) -> None:

@@ -1,18 +1,44 @@
 """Optimizers made for a pair of programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_vae.objectives import facts
 from ppl_vae.programs import Programs
 
-__all__ = ["FusedAdam", "adam", "laid_out", "made", "to_train"]
+__all__ = [
+    "FusedAdam",
+    "Role",
+    "adam",
+    "check_optimizer",
+    "check_optimizer_state",
+    "check_strangers",
+    "held_by",
+    "laid_out",
+    "made",
+    "to_train",
+]
 
 
 NO_STATE: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What messages call an optimizer, and say that it is to be made of.
+
+    Attributes:
+        name: the argument by which it was passed.
+        parameters: in Python.
+    """
+
+    name: str = "optimizer"
+    parameters: str = "[*model.parameters(), *guide.parameters()]"
 
 
 class FusedAdam(torch.optim.Adam):
@@ -160,8 +186,109 @@ def adam(parameters: list[Tensor], lr: float = 1e-3) -> torch.optim.Optimizer:
     return (FusedAdam if fused else torch.optim.Adam)(parameters, lr=lr)
 
 
-def made(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer moves.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> _ = net.bias.requires_grad_(False)
+        >>> len(held_by(torch.optim.SGD(net.parameters(), lr=0.1)))
+        1
+    """
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, programs: Programs, objective: Any, role: Role | None = None
+) -> None:
+    """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down.
+
+    Args:
+        optimizer: a torch optimizer.
+        programs: after `Programs.run_once`.
+        objective: a bound or an estimator.
+        role: what messages call the optimizer.
+
+    Raises:
+        ValueError: the message names the parameters, and the repair.
+
+    Example:
+        >>> net, tau = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.zeros(()))
+        >>> optimizer = torch.optim.SGD([*net.parameters(), tau], lr=0.1)
+        >>> check_optimizer(optimizer, Programs(net, net), pv.objectives.elbo)
+        Traceback (most recent call last):
+        ...
+        ValueError: optimizer: it holds a parameter of shape () that neither program has, and that would never ...
+    """
+    role = role or Role()
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(f"{role.name}: LBFGS asks for the loss several times a step, with one noise; choose another")
+    held = {id(p) for p in held_by(optimizer)}
+    parameters = programs.parameters()
+    if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
+        raise ValueError(
+            f"{role.name}: it holds no parameter of model or guide that requires a gradient, so nothing would train; "
+            f"make it of {role.parameters}"
+        )
+    check_strangers(optimizer, programs, role)
+    left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
+    if left_out:
+        raise ValueError(
+            f"{role.name}: it lacks {', '.join(left_out)}, so the estimator would not adapt; add "
+            "*objective.parameters()"
+        )
+    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
+    if facts(objective).upper and wrong:
+        raise ValueError(
+            f"objective: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
+            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; make the optimizer of "
+            "guide.parameters()"
+        )
+
+
+def check_strangers(optimizer: torch.optim.Optimizer, programs: Programs, role: Role) -> None:
+    """Raise if an optimizer holds what no program has: only what has a name there is followed, and moves.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> check_strangers(torch.optim.SGD(net.parameters(), lr=0.1), Programs(net, net), Role())
+    """
+    known = {id(p) for p in programs.tensors().values()}
+    strangers = [tuple(p.shape) for p in held_by(optimizer) if id(p) not in known]
+    if strangers:
+        more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise ValueError(
+            f"{role.name}: it holds a parameter of shape {strangers[0]} that neither program has, and that would never "
+            f"move{more}; leave it out, or make it an attribute of the model (model.tau = nn.Parameter(...) for a "
+            "hyper-parameter tau that the log prior reads)"
+        )
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], role: Role) -> None:
+    """Raise if a state is of an optimizer with other groups of parameters.
+
+    Example:
+        >>> nets = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1, bias=False)
+        >>> one, other = (torch.optim.SGD(net.parameters(), lr=0.1) for net in nets)
+        >>> check_optimizer_state(one, other.state_dict(), Role())
+        Traceback (most recent call last):
+        ...
+        ValueError: state: that of optimizer has groups of [1] parameters, expected [2]
+    """
+    found, wanted = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if found != wanted:
+        raise ValueError(f"state: that of {role.name} has groups of {found} parameters, expected {wanted}")
+
+
+def made(make: Any, parameters: list[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
     """Return the optimizer that a function makes of parameters.
+
+    Args:
+        make: a function from parameters to an optimizer.
+        parameters: tensors.
+        name: of the argument, for messages.
 
     Raises:
         TypeError: it is no function of parameters, or gives no torch optimizer.
@@ -170,10 +297,15 @@ def made(make: Any, parameters: list[Tensor]) -> torch.optim.Optimizer:
         >>> made(torch.optim.SGD, [torch.zeros(2, requires_grad=True)]).defaults["lr"]
         0.001
     """
+    if isinstance(make, PyroOptim):  # called, it would take a step
+        raise TypeError(
+            f"{name}: those of pyro.optim are for Pyro's SVI; pass torch.optim.Adam, or "
+            "partial(torch.optim.Adam, lr=1e-3)"
+        )
     optimizer = make(parameters) if callable(make) else None
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer: expected a torch optimizer, or a function from parameters to one such as "
+            f"{name}: expected a torch optimizer, or a function from parameters to one such as "
             f"partial(torch.optim.Adam, lr=1e-3), found {make!r}"
         )
     return optimizer

@@ -18,8 +18,9 @@ from ppl_vae.batches import Batch
 from ppl_vae.checking import check_arguments
 from ppl_vae.contract import DATA_PLATE, latents
 from ppl_vae.objectives import elbo, facts
+from ppl_vae.optimizers import check_optimizer
 from ppl_vae.programs import Program, modes_and_buffers_kept, own_parameters, undisturbed
-from ppl_vae.svi import Info, SVIStep, check_optimizer, check_options
+from ppl_vae.svi import Info, SVIStep, check_options
 
 __all__ = ["PyroStep", "check_callable", "check_elbo"]
 

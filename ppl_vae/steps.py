@@ -94,7 +94,8 @@ def svi_step(
         log_prior: a function without arguments that returns log p(theta) in nats, such as ``normal_prior(model)``,
             for a maximum a posteriori estimate: a step then moves up ``bound + log p(theta) / N``. Both are reported,
             apart. It draws nothing, and reads the parameters off their modules when it is called (a step with one that
-            holds tensors itself cannot be captured).
+            holds tensors itself cannot be captured). A parameter that it alone reads, such as the scale of a normal
+            prior, is an attribute of the model; freeze it before `evaluate`, where nothing would train it.
         data_size: N, the number of training data (not of a batch), with ``log_prior``.
 
     Returns:

@@ -20,12 +20,13 @@ from ppl_vae.indexing import alike
 from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
+from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, check_strangers, held_by
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
-__all__ = ["Info", "SVIStep", "check_optimizer", "check_options"]
+__all__ = ["Info", "SVIStep", "check_options"]
 
 # Bound, penalties, log prior where there is one, and a gradient for each parameter that moves.
 Ascent = tuple[Tensor, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
@@ -47,7 +48,13 @@ class Info:
 
 
 class SVIStep:
-    """Stochastic variational inference: one gradient step on a bound. Made by `ppl_vae.svi_step`."""
+    """Stochastic variational inference: one gradient step on a bound. Made by `ppl_vae.svi_step`.
+
+    Attributes:
+        role: what messages call its optimizer.
+    """
+
+    role = Role()
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class SVIStep:
         readers = (model, guide, objective) if log_prior is None else (model, guide, objective, log_prior)
         compiled = partial(Compiled, programs=self.programs, readers=readers, compile=compile)
         self.ascent, self.validation = compiled(self._ascent), compiled(self._bound)
-        self.log_prior, self.data_size = log_prior, data_size
+        self.log_prior, self.data_size = log_prior, None if data_size is None else int(data_size)
         self.workers = workers()
         self.shared_ascent, self.shared_validation = compiled(self._shared_ascent), compiled(self._shared_bound)
         if self.workers and chunk is not None:
@@ -105,7 +112,7 @@ class SVIStep:
         """
         batch = self._batch(x)
         self._check_once(batch)
-        self._follow_optimizer()
+        self.follow_optimizer()
         moved = [*self._moved.values()]
         self.update.clear()
         with self._cast(batch):
@@ -148,10 +155,20 @@ class SVIStep:
         return state | ({"update": self.update.state_dict()} if self.update.accumulate > 1 else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; the programs change only if all of it fits them."""
+        """Take up a state; nothing changes unless all of it fits."""
+        self.check_state(state)
         self.programs.load_state_dict(state["programs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update.load_state_dict(state.get("update", NOTHING_GATHERED))
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise if a state is of another kind of step, or of another optimizer."""
+        if missing := {"programs", "optimizer"} - state.keys():
+            raise ValueError(
+                f"state: it has {', '.join(sorted(state))}, and no {' and no '.join(sorted(missing))}; take that of a "
+                "step of the same kind"
+            )
+        check_optimizer_state(self.optimizer, state["optimizer"], self.role)
 
     def _batch(self, x: Any) -> Batch:
         return self.programs.on_device(as_batch(x))
@@ -161,13 +178,16 @@ class SVIStep:
         return nullcontext() if self.precision is None else torch.autocast(batch[0].device.type, self.precision)
 
     def _check_once(self, batch: Batch) -> None:
-        if self._checked:
-            return
+        if not self._checked:
+            check(self.model, self.guide, batch, self.log_prior)
+            self.check_training(batch)
+
+    def check_training(self, batch: Batch) -> None:
+        """Hold optimizer, log prior and objective to the contract, on a batch that the programs fit."""
         if self.workers:
             self.workers.start_alike(self.programs.tensors())
-        check(self.model, self.guide, batch)
         self.programs.run_once(self.model, self.guide, batch)
-        check_optimizer(self.optimizer, self.programs, self.objective)
+        check_optimizer(self.optimizer, self.programs, self.objective, self.role)
         if self.log_prior is not None:
             check_log_prior(self.log_prior, held_by(self.optimizer))
         with undisturbed(self.programs):
@@ -239,48 +259,21 @@ class SVIStep:
         value, _ = estimate(bound, self.model, self.guide, batch, self.particles)
         return value
 
-    def _follow_optimizer(self) -> None:
+    def follow_optimizer(self) -> None:
         """Know by name what the optimizer holds now, which decides what is differentiated."""
         held = held_by(self.optimizer)
         if [*map(id, held)] == self._held:
             return
         if not held:
-            raise ValueError("optimizer: none of its parameters requires a gradient any more; thaw some, or stop")
+            raise ValueError(
+                f"{self.role.name}: none of its parameters requires a gradient any more; thaw some, or stop"
+            )
+        check_strangers(self.optimizer, self.programs, self.role)
         names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
         self._held = [*map(id, held)]
-        self._moved = {names[id(p)]: p for p in held if id(p) in names}
+        self._moved = {names[id(p)]: p for p in held}
         self.ascent.forget()
         self.shared_ascent.forget()
-
-
-def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the parameters that an optimizer moves."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, programs: Programs, objective: Any) -> None:
-    """Raise if an optimizer moves nothing of the programs, not all of the objective, or up what should go down."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("optimizer: LBFGS asks for the loss several times a step, with one noise; choose another")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = programs.parameters()
-    if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
-        raise ValueError(
-            "optimizer: it holds no parameter of model or guide, so nothing would train; make it of "
-            "[*model.parameters(), *guide.parameters()]"
-        )
-    left_out = [name for name, p in parameters.items() if name.startswith("objective.") and id(p) not in held]
-    if left_out:
-        raise ValueError(
-            f"optimizer: it lacks {', '.join(left_out)}, so the estimator would not adapt; add *objective.parameters()"
-        )
-    wrong = [name for name, p in parameters.items() if name.startswith("model") and id(p) in held]
-    if facts(objective).upper and wrong:
-        raise ValueError(
-            f"objective: {facts(objective).name} is an upper bound, which is made small, and a model trained so learns "
-            f"to make the data unlikely; it would train {', '.join(wrong[:3])}; make the optimizer of "
-            "guide.parameters()"
-        )
 
 
 def inner_function(objective: Any) -> Any:

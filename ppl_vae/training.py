@@ -180,7 +180,8 @@ def _make_step(
     model, guide = alike(model, guide)
     pyros = isinstance(objective, PyroELBO)
     (check_elbo if pyros else check_options)(objective, particles, options["compile"])
-    hold_to_contract = check_callable if pyros else check  # the rest is between Pyro and the programs
+    # What Pyro's objectives ask besides is between Pyro and the programs.
+    hold_to_contract = check_callable if pyros else partial(check, log_prior=options.get("log_prior"))
     batch = Programs(model, guide).on_device(train.first())
     hold_to_contract(model, guide, batch)  # before an optimizer is made of parameters that may not exist yet
     if not isinstance(optimizer, torch.optim.Optimizer):

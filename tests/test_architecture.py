@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "log_priors": {"programs"},
     "indexing": {"batches", "programs"},
     "steps": {"chunking", "objectives", "log_priors", "programs", "pyro_step", "svi"},
-    "ownership": {"batches", "indexing", "particles", "programs", "svi", "weighing"},
+    "ownership": {"batches", "indexing", "optimizers", "particles", "programs", "weighing"},
     "alternating": {
         *(
             "batches",

@@ -431,6 +431,45 @@ class TestWhenItPays:
             function((torch.ones(1000, 1000),))
         assert function.count == 1
 
+    def test_work_is_counted_with_gradients(self, monkeypatch):
+        """A product of (5, 3) and (3, 4) takes 2 * 5 * 3 * 4 operations; so do the gradients in both of them."""
+        net, x = nn.Linear(3, 4), (torch.ones(5, 3),)
+
+        def function(tensors, batch):
+            hidden = batch[0].clone().requires_grad_()
+            return torch.autograd.grad(net(hidden).square().sum(), [hidden, net.weight])
+
+        saved = compiling.SECONDS_TO_COMPILE / 100
+        monkeypatch.setattr(compiling, "SECONDS_SAVED", 0.0)
+        monkeypatch.setattr(compiling, "SECONDS_SAVED_PER_FLOP", saved / (3 * 2 * 5 * 3 * 4))
+        found = Compiled(function, Programs(net, net))
+        found(x)
+        assert found._patience == pytest.approx(100)
+
+
+class Vamp(VAE):
+    """A prior that is the guide's, which it holds, at pseudo-inputs that are parameters."""
+
+    def __init__(self, guide):
+        super().__init__(**SIZES)
+        self.guide, self.inputs = guide, nn.Parameter(torch.rand(1, D))
+
+    def prior(self):
+        base = self.guide.encoder(self.inputs).base_dist
+        return dist.Normal(base.loc[0], base.scale[0]).to_event(1)
+
+
+@pytest.mark.parametrize("mode", ["auto", True, False])
+def test_modules_may_be_called_on_parameters(mode, uncompiled):
+    """torch's own counter of work would follow them by hooks, with which a leaf has no gradient."""
+    guide = Normal(**SIZES)
+    model = Vamp(guide)
+    before = model.inputs.clone()
+    pv.fit(model, guide, bits(), epochs=2, compile=mode)
+    assert not torch.equal(model.inputs, before)
+    # Both programs hold them, and stand-ins took their place for a while.
+    assert {type(p) for p in guide.parameters()} == {nn.Parameter}
+
 
 COMPILED = {
     "elbo": (small, pv.objectives.elbo, [8, 5, 8]),

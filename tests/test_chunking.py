@@ -32,7 +32,7 @@ def one_pass(model, guide, x, objective, parameters):
 def assert_two_passes_are_one(model, guide, x, objective, compile=False):  # noqa: A002
     step = step_on(model, guide, x, objective, CHUNK * CHUNKS, compile=compile, chunk=CHUNK)
     step.prepare(x)
-    step._follow_optimizer()
+    step.follow_optimizer()
     moved = list(step._moved.values())
     torch.manual_seed(3)
     wanted, gradients = one_pass(model, guide, x, objective, moved)

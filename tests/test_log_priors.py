@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pairs
 import pyro
 import pyro.distributions as dist
@@ -224,6 +225,10 @@ REFUSED = {
     "half a datum": ({"data_size": 0.5}, "data_size: expected the number N of training data.*found 0.5"),
     "a size alone": ({"log_prior": None}, "data_size: it goes with log_prior, found 40"),
     "a number": ({"log_prior": -3.0}, "log_prior: expected a function without arguments.*found -3.0"),
+    "an argument": (
+        {"log_prior": lambda model: 0.0},
+        r"log_prior: expected a function without arguments.*found one of \(model\); let it read",
+    ),
     "a distribution's module": ({"log_prior": nn.Linear(2, 2)}, "log_prior: expected a function without arguments"),
 }
 
@@ -255,6 +260,83 @@ def test_functions_that_are_no_prior_are_refused_before_anything_moves(case, pai
     with pytest.raises(ValueError, match="log_prior: .*" + message):
         pv.fit(pair.model, pair.guide, pair.data(), log_prior=lambda: make(pair.model))
     assert all(torch.equal(t, before[name]) for name, t in pair.model.state_dict().items())
+
+
+def test_an_argument_is_refused_by_name_in_fit_too(pair):
+    for verb in (pv.fit, pv.variational_em):
+        with pytest.raises(TypeError, match=r"log_prior: expected a function without arguments.*one of \(model\)"):
+            verb(pair.model, pair.guide, pair.data(), log_prior=lambda model: 0.0)
+
+
+def test_numbers_of_numpy_are_numbers(pair):
+    twin, x = pairs.make("vae", "normal"), pair.data()
+    for each, number, size in ((pair, np.float32(0.5), np.int64(N)), (twin, 0.5, N)):
+        for make in (pv.normal_prior, laplace_prior):
+            assert make(each.model, number)().item() == make(twin.model, 0.5)().item()
+        torch.manual_seed(0)
+        step = step_on(
+            each.model, each.guide, x, log_prior=pv.normal_prior(each.model, number), data_size=size, compile=False
+        )
+        step(x)
+    for name, p in pair.parameters().items():
+        assert torch.equal(p, twin.parameters()[name])
+
+
+class WithScale(Mean):
+    """mu ~ N(0, tau^2), log tau ~ N(0, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_tau = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def log_prior(self):
+        return dist.Normal(0.0, self.log_tau.exp()).log_prob(self.loc).sum() + dist.Normal(0.0, 1.0).log_prob(
+            self.log_tau
+        )
+
+
+def test_a_hyper_parameter_moves_that_the_model_has():
+    """To where the slope of the joint log density is zero: of log tau, -3 + sum mu^2 / tau^2 - log tau."""
+    x = 3 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
+    model, optimizer = WithScale(), partial(torch.optim.SGD, lr=0.5)
+    pv.fit(model, nothing, x, epochs=600, batch_size=50, optimizer=optimizer, log_prior=model.log_prior)
+    assert model.log_tau > 0.2
+    slope = -3 + model.loc.square().sum() / (2 * model.log_tau).exp() - model.log_tau
+    assert slope.item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_hyper_parameter_that_no_program_has_is_refused():
+    model, tau = Mean(), nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([model.loc, tau], lr=0.5)
+    with pytest.raises(ValueError, match=r"optimizer: it holds a parameter of shape \(\) that neither.*model\.tau = "):
+        pv.fit(
+            model,
+            nothing,
+            torch.ones(5, 3).double(),
+            optimizer=optimizer,
+            log_prior=lambda: dist.Normal(0.0, tau.exp()).log_prob(model.loc).sum(),
+        )
+    assert not model.loc.any()
+
+
+class Both(nn.Module):
+    """A model and a guide that are methods of one object."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def model(self, x):
+        """Use the decoder."""
+
+
+def test_methods_are_refused_since_their_owner_holds_an_encoder_too():
+    vae = Both()
+    for make in (pv.normal_prior, laplace_prior):
+        for program in (vae.model, partial(vae.model, None)):
+            with pytest.raises(TypeError, match=r"program: Both\.model is a method.*such as vae\.decoder"):
+                make(program)
+        assert make(vae.decoder)() > make(vae)()
 
 
 def test_what_fit_cannot_know_is_asked_for(pair):

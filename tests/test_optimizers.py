@@ -3,11 +3,12 @@
 import copy
 from functools import partial
 
+import pyro
 import pytest
 import torch
 from torch import nn
 
-from ppl_vae.optimizers import FusedAdam
+from ppl_vae.optimizers import FusedAdam, made
 
 OPTIONS = {
     "plain": {},
@@ -141,6 +142,16 @@ def test_gradients_of_any_layout():
             optimizer.step()
     for p, q in zip(theirs, ours, strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("make", [pyro.optim.Adam, pyro.optim.ClippedAdam])
+def test_pyros_are_refused_before_they_take_a_step(make):
+    """Called on parameters, they move those that have a gradient."""
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    with pytest.raises(TypeError, match=r"model_optimizer: those of pyro\.optim are for.*pass torch\.optim\.Adam"):
+        made(make({"lr": 0.1}), [weight], "model_optimizer")
+    assert torch.equal(weight, torch.ones(2))
 
 
 def test_copies_and_cleared_moments():
