@@ -216,6 +216,7 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
         >>> model, guide = VAE(**sizes), Normal(**sizes)
         >>> pv.restore(model, guide, "run")
     """
+    model, guide = alike(model, guide)
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import ppl_vae as pv
+from ppl_vae import laboratory, traversing
 from ppl_vae.indexing import alike, signature_of, with_index
 from ppl_vae.models.linear_gaussian import LinearGaussian
 
@@ -137,6 +138,56 @@ def test_other_verbs_take_rows_with_the_data(pair, x):
     assert "LinearGaussian (guide Local" in str(evaluation)
     fit = pv.fit(model, guide, x, epochs=1)
     assert set(fit.to_arviz(particles=20, rows=3)["posterior"].data_vars) >= {"z"}
+
+
+class Taking(nn.Module):
+    """A model that takes rows and does not look at them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x, index):
+        return self.inner(x)
+
+
+VERBS = {
+    "reconstruct": lambda model, guide, data: pv.reconstruct(model, guide, data, particles=3)["x"],
+    "elbo_surgery": lambda model, guide, data: pv.elbo_surgery(model, guide, data).elbo.per_datum,
+    "gradient_statistics": lambda model, guide, data: laboratory.gradient_statistics(model, guide, data, draws=4)[
+        "guide"
+    ].mean["guide.loc"],
+    "exact_gradient": lambda model, guide, data: laboratory.exact_gradient(model, guide, data, nodes=4)[
+        "guide.log_scale"
+    ],
+    "impute": lambda model, guide, data: pv.impute(model, guide, data, torch.arange(4) < 2, draws=2).draws,
+    "ais": lambda model, guide, data: pv.ais(model, data, guide, distributions=3, chains=4, leapfrog=2).log_px,
+    "bdmc": lambda model, guide, data: (
+        pv.bdmc(model, data, n=5, guide=guide, distributions=3, chains=4, leapfrog=2).upper
+    ),
+    "aggregate_kl": lambda model, guide, data: pv.aggregate_kl(guide, data, model).value.per_datum,
+    "traversals": lambda model, guide, data: traversing.traversals(model, guide, data).images,
+    "interpolations": lambda model, guide, data: traversing.interpolations(model, guide, data, data),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_that_names_no_rows_is_as_good_as_one_that_takes_them(verb, pair, x):
+    model, guide = pair
+    with torch.no_grad():
+        guide.loc.copy_(model.posterior(x).mean)
+    given = x, torch.arange(N)
+    found, wanted = VERBS[verb](model, guide, given), VERBS[verb](Taking(model), guide, given)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert found.abs().sum() > 0
+
+
+def test_a_run_of_such_a_guide_is_restored_on_a_batch_with_rows(pair, x):
+    trained, (model, guide) = pair, make()
+    pv.fit(*trained, x, epochs=1, out="run")
+    pv.restore(model, guide, "run", like=(x, torch.arange(N)))
+    assert torch.equal(guide.loc, trained[1].loc)
+    assert guide.loc.abs().sum() > 0
 
 
 def test_without_rows_such_a_guide_is_refused(pair, x):
