@@ -16,7 +16,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
-from ppl_vae.indexing import alike, signature_of
+from ppl_vae.indexing import alike, check_rows, refuse_rows, signature_of
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
@@ -118,6 +118,7 @@ def check_arguments(program: Program, role: str, batch: Batch) -> None:
     """The program can be called with the tensors of a batch."""
     if inspect.isclass(program) or not callable(program):
         raise ContractError(f"{role}: expected a Pyro program, found {program!r}; pass an instance, such as VAE()")
+    check_rows(program, batch)
     try:
         signature_of(program).bind(*batch)
     except TypeError as error:
@@ -164,6 +165,7 @@ def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
     except Exception as error:
         for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
             contract.check_site(name, site, role, rows)
+        refuse_rows(program, role, batch, error)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         raise

@@ -17,7 +17,7 @@ from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
-from ppl_vae.indexing import alike, with_index
+from ppl_vae.indexing import alike, check_reach, with_index
 from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
@@ -110,7 +110,8 @@ def fit(
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
     data, valid, transform = unpacked(data, valid, transform)
-    data = with_index(data, valid, getattr(step, "model", model), getattr(step, "guide", guide))
+    programs = getattr(step, "model", model), getattr(step, "guide", guide)
+    data = with_index(data, valid, *programs)
     train = source(data, batch_size, transform)
     held_out = None if valid is None else source(valid, batch_size)
     with forked_random_state(seed):
@@ -122,6 +123,7 @@ def fit(
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         elif (chunk, accumulate, clip_norm, precision, log_prior, compile) != (None, 1, None, None, None, "auto"):
             raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision, log_prior and compile")
+        check_reach(data, *programs)
         planned = isinstance(step, PlannedStep)
         if planned and train.batches and epochs * train.batches < step.accumulate:
             raise ValueError(
