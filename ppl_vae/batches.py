@@ -17,7 +17,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-__all__ = ["Batch", "Source", "as_batch", "source"]
+__all__ = ["Batch", "Source", "as_batch", "not_finite", "source"]
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -54,6 +54,25 @@ def as_batch(x: Any) -> Batch:
     if rows[0] == 0:
         raise ValueError("data: empty (no rows); check the split or the filter that made it")
     return batch
+
+
+def not_finite(batch: Batch) -> str:
+    """Return in words which rows of which tensor are not numbers, and the repair; nothing if all are.
+
+    Example:
+        >>> not_finite((torch.tensor([[1.0], [torch.nan]]),))
+        'row 1 of part 0 holds NaN or infinite numbers; drop it, or fill it in with pv.impute'
+    """
+    for i, part in enumerate(batch):
+        if not part.is_floating_point() or part.isfinite().all():
+            continue
+        rows = (~part.reshape(len(part), -1).isfinite().all(1)).nonzero().flatten().tolist()
+        listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        some, hold, them = ("rows", "hold", "them") if len(rows) > 1 else ("row", "holds", "it")
+        return (
+            f"{some} {listed} of part {i} {hold} NaN or infinite numbers; drop {them}, or fill {them} in with pv.impute"
+        )
+    return ""
 
 
 class Source:

@@ -81,17 +81,27 @@ def unwritten(batch: Batch) -> Iterator[None]:
 
 def check_values(model: Program, batch: Batch) -> None:
     """Data are finite wherever the argument ``observed`` does not say that they are missing."""
-    present = _argument(model, "observed", batch)
-    for i, part in enumerate(batch):
+    for i, part in enumerate(unmasked(model, batch)):
         bad = ~part.isfinite()
-        if present is not None and present.dim() == part.dim():
-            bad &= present.bool()
         if bad.any():
             rows = bad.reshape(len(part), -1).any(1).nonzero().flatten().tolist()
             raise ContractError(
                 f"data: part {i} of the batch has {int(bad.sum())} NaN or infinite values (first in row {rows[0]}) "
                 "that no mask covers; drop or fill them, or give the model an argument 'observed' that is False there"
             )
+
+
+def unmasked(model: Program, batch: Batch) -> Batch:
+    """Return a batch with zeros where the argument ``observed`` of a model says that values are missing.
+
+    Example:
+        >>> unmasked(lambda x, observed: None, (torch.tensor([1.0, torch.nan]), torch.tensor([True, False])))[0]
+        tensor([1., 0.])
+    """
+    present = _argument(model, "observed", batch)
+    if present is None:
+        return batch
+    return tuple(part.masked_fill(~present.bool(), 0) if part.dim() == present.dim() else part for part in batch)
 
 
 def supports(model: Program, x: Any) -> bool:

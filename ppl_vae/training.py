@@ -13,8 +13,8 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
-from ppl_vae.batches import Source, as_batch, source
-from ppl_vae.checking import check
+from ppl_vae.batches import Source, as_batch, not_finite, source
+from ppl_vae.checking import check, unmasked
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import alike, check_reach, with_index
@@ -311,10 +311,21 @@ class _Loop:
         if not wrong and not self._is_finite():
             wrong = ["a parameter became NaN or infinite"]
         if wrong:
-            raise FloatingPointError(
-                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. Look at the "
-                "data, try a smaller learning rate, or put a floor under the scales that networks give"
+            repair = self._rows_not_finite() or (
+                "Look at the data, try a smaller learning rate, or put a floor under the scales that networks give"
             )
+            raise FloatingPointError(
+                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. {repair}"
+            )
+
+    def _rows_not_finite(self) -> str:
+        """Say which of the data in memory are not numbers where no mask covers them."""
+        model = getattr(self.step, "model", None)
+        for name, data in (("data", self.train), ("valid", self.valid)):
+            tensors = getattr(data, "tensors", ())
+            if rows := not_finite(unmasked(model, tensors) if callable(model) else tensors):
+                return f"{name}: {rows}"
+        return ""
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:
