@@ -62,7 +62,10 @@ def fit(
     Args:
         model: Pyro program.
         guide: Pyro program with the same arguments. One that has something of its own for each datum names a last
-            argument ``index``, the rows of a batch in the training data, and is given it.
+            argument ``index``, the rows of a batch in the training data, and is given it. Adam, the default, goes on
+            moving what is of data that a minibatch has not: hold it in ``nn.Embedding(N, d, sparse=True)`` and pass
+            ``torch.optim.SparseAdam`` (which takes no other parameters; `variational_em` has an optimizer for each
+            program), or pass SGD without momentum, or ``batch_size=N``.
         data: `Splits` (trains on ``train``, validates on ``valid``, binarizes anew in every batch
             where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
         objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.

@@ -323,6 +323,52 @@ class Embedded(Local):
             pyro.sample("z", dist.Normal(self.rows(index), 1.0).to_event(1))
 
 
+class Sparse(Local):
+    """Mean and scale of each datum, of which a batch moves its own."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.rows = nn.Embedding(N, 2, sparse=True).double()
+        nn.init.zeros_(self.rows.weight)
+
+    def forward(self, x, index):
+        loc, log_scale = self.rows(index).chunk(2, -1)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+SPARSE_ADAM = partial(torch.optim.SparseAdam, lr=0.05)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_sparse_rows_stay_where_they_are_in_steps_of_others(captured, x, uncompiled):
+    guide = Sparse()
+    optimizer = SPARSE_ADAM(guide.parameters())
+    step = pv.svi_step(LinearGaussian(4, 1).double(), guide, optimizer=optimizer, compile=captured)
+    mine, others = torch.arange(4), torch.arange(4, 8)
+    step((x[mine], mine))
+    before = guide.rows.weight.detach().clone()
+    for _ in range(3):
+        step((x[others], others))
+    moved = (guide.rows.weight != before).any(1)
+    assert moved.nonzero().flatten().tolist() == others.tolist()
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("verb", [pv.fit, pv.variational_em])
+def test_sparse_rows_find_the_posterior_of_their_datum(verb, captured, x, uncompiled):
+    model, guide = LinearGaussian(4, 1).double(), Sparse()
+    exact = model.posterior(x)
+    still = partial(torch.optim.SGD, lr=0.0)
+    how = {"optimizer": SPARSE_ADAM} if verb is pv.fit else {"guide_optimizer": SPARSE_ADAM, "model_optimizer": still}
+    model.requires_grad_(verb is pv.variational_em)
+    how |= {"objective": pv.objectives.stl, "particles": 10, "epochs": 150, "batch_size": 6, "compile": captured}
+    verb(model, guide, x, **how)
+    loc, log_scale = guide.rows.weight.detach().chunk(2, -1)
+    torch.testing.assert_close(loc, exact.mean.detach(), rtol=0, atol=5e-3)
+    torch.testing.assert_close(log_scale.exp(), exact.stddev.detach().expand_as(loc), rtol=0, atol=5e-3)
+
+
 MORE = {
     "a tensor": lambda x: x,
     "a data set": partial(Rows, alone=False),
