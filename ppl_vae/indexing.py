@@ -42,8 +42,8 @@ def alike(model: Program, guide: Program) -> tuple[Program, Program]:
     if not (_fits(model, place) and _fits(guide, place)):
         raise ContractError(
             f"model, guide: they take ({', '.join(_parameters(model))}) and ({', '.join(_parameters(guide))}), but "
-            f"{INDEX} is the last argument, after the same tensors of a batch in both; move it there, and give both "
-            "programs the same arguments before it"
+            f"{INDEX} is the last argument, by position, after the same tensors of a batch in both; move it there, and "
+            "give both programs the same arguments before it"
         )
     return tuple(program if _place(program) is not None else _without(program, place) for program in (model, guide))
 
@@ -116,9 +116,14 @@ def _check_given(data: Any, given: tuple[Any, ...], place: int) -> None:
     _check_kind(rows, place)
     values, times = rows.unique(return_counts=True)
     repeated = values[times > 1].tolist()
-    if repeated and not (isinstance(data, DataLoader) and getattr(data.sampler, "replacement", False)):
+    if repeated and not (isinstance(data, DataLoader) and _repeats(data)):
         listed = ", ".join(map(str, repeated[:5])) + (f" and {len(repeated) - 5} others" if len(repeated) > 5 else "")
         raise _no_rows(place, f"{listed} more than once")
+
+
+def _repeats(loader: DataLoader) -> bool:
+    """Tell whether the sampler of a loader draws with replacement."""
+    return getattr(getattr(loader.batch_sampler, "sampler", loader.sampler), "replacement", False)
 
 
 def _check_kind(rows: Any, place: int) -> None:
@@ -147,7 +152,7 @@ def check_rows(program: Program, batch: Batch) -> None:
         ppl_vae.contract.ContractError: data: a program names index, ... pass (x, torch.arange(len(x)))
     """
     place = _place(program)
-    if place is not None and len(batch) == place:
+    if place is not None and len(batch) == place and _parameters(program)[INDEX].default is inspect.Parameter.empty:
         names = [*_parameters(program)][:place]
         raise ContractError(
             f"data: a program names {INDEX}, the row of each datum, but the batch has {place} "

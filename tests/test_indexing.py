@@ -9,7 +9,7 @@ import torch
 from capturing import assert_steps_agree, step_on, twins
 from pyro.infer import Trace_ELBO
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 import ppl_vae as pv
 from ppl_vae import laboratory, traversing
@@ -250,9 +250,24 @@ def test_a_batch_with_no_rows_in_their_place_is_refused(pair, x):
 
 
 def test_a_sampler_may_repeat_data(pair, x):
-    sampler = WeightedRandomSampler(torch.ones(N), 40, generator=torch.Generator().manual_seed(0))
-    pv.fit(*pair, DataLoader(TensorDataset(x, torch.arange(N)), batch_size=20, sampler=sampler), epochs=1)
+    data, sampler = TensorDataset(x, torch.arange(N)), WeightedRandomSampler(torch.ones(N), 40)
+    pv.fit(*pair, DataLoader(data, batch_size=20, sampler=sampler), epochs=1)
+    pv.fit(*pair, DataLoader(data, batch_sampler=BatchSampler(sampler, 20, False)), epochs=1)
     assert pair[1].loc.abs().sum() > 0
+
+
+class WithDefault(Local):
+    """New data, which have no row, begin at zero."""
+
+    def forward(self, x, index=None):
+        return super().forward(x, torch.zeros(len(x), dtype=torch.int64) if index is None else index)
+
+
+def test_rows_may_be_left_out_where_they_have_a_default(x):
+    model, guide = Taking(LinearGaussian(4, 2).double()), WithDefault()
+    model.forward = lambda x, index=None: model.inner(x)
+    pv.check(model, guide, x)
+    assert len(pv.active_units(guide, x).variances["z"]) == 2
 
 
 class Labelled(Local):
