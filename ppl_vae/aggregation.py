@@ -25,6 +25,7 @@ from ppl_vae.crossing import (
     trace_given,
 )
 from ppl_vae.figures import Densities, Figure, Plan, over_data
+from ppl_vae.indexing import alike
 from ppl_vae.programs import Program, Programs, undisturbed
 from ppl_vae.progress import progress_bar
 from ppl_vae.supports import check_pair_shapes
@@ -121,6 +122,8 @@ def aggregate_kl(
         True
     """
     plan = Plan(draws, batch_size, chunk).checked()
+    if not isinstance(prior, Distribution):
+        prior, guide = alike(prior, guide)
     programs = Programs(guide, guide if isinstance(prior, Distribution) else prior)
     rows = several(programs.on_device(in_memory(data, batch_size)))
     with undisturbed(programs, seed, training=False):

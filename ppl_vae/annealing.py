@@ -12,6 +12,7 @@ from ppl_vae.compiling import check_compile
 from ppl_vae.crossing import to_evaluate
 from ppl_vae.data.splits import on_data
 from ppl_vae.evaluation import OverData, known, standard_error, stated
+from ppl_vae.indexing import alike
 from ppl_vae.programs import Program, forked_random_state, program_name
 from ppl_vae.sampling import simulate
 from ppl_vae.tempering import Schedule, sigmoid_schedule
@@ -198,6 +199,7 @@ def ais(
     check_compile(compile)
     settings = Settings(chains, distributions, leapfrog, _start(guide), seed)
     subject = program_name(model) + on_data(x) if subject is None else subject
+    model, guide = alike(model, guide)
     columns = Run(model, guide, settings, schedule, compile).columns(to_evaluate(x, batch_size), seed, progress)
     return Annealing(**columns, settings=settings, subject=subject)
 
@@ -265,6 +267,7 @@ def bdmc(
     """
     check_compile(compile)
     settings = Settings(chains, distributions, leapfrog, _start(guide), seed)
+    model, guide = alike(model, guide)
     with forked_random_state(seed):  # chains must not draw the numbers that the data were made of
         of_data, of_chains = torch.randint(2**31, (2,)).tolist()
     latents, data = simulate(model, like, n, shape, of_data)

@@ -5,9 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
-__all__ = ["Batch", "Source", "as_batch", "source"]
+__all__ = ["Batch", "Source", "as_batch", "not_finite", "source"]
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -46,6 +56,25 @@ def as_batch(x: Any) -> Batch:
     return batch
 
 
+def not_finite(batch: Batch) -> str:
+    """Return in words which rows of which tensor are not numbers, and the repair; nothing if all are.
+
+    Example:
+        >>> not_finite((torch.tensor([[1.0], [torch.nan]]),))
+        'row 1 of part 0 holds NaN or infinite numbers; drop it, or fill it in with pv.impute'
+    """
+    for i, part in enumerate(batch):
+        if not part.is_floating_point() or part.isfinite().all():
+            continue
+        rows = (~part.reshape(len(part), -1).isfinite().all(1)).nonzero().flatten().tolist()
+        listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        some, hold, them = ("rows", "hold", "them") if len(rows) > 1 else ("row", "holds", "it")
+        return (
+            f"{some} {listed} of part {i} {hold} NaN or infinite numbers; drop {them}, or fill {them} in with pv.impute"
+        )
+    return ""
+
+
 class Source:
     """Batches of a data set, in random or in given order.
 
@@ -53,7 +82,7 @@ class Source:
     The last, shorter batch is always part of it.
 
     Attributes:
-        rows: number of data, or None where it is not known.
+        rows: number of data N from which epochs are drawn, or None where it is not known.
     """
 
     rows: int | None = None
@@ -151,7 +180,7 @@ class Loaded(Source):
     def __init__(self, loader: DataLoader, transform: Transform | None = None):
         super().__init__(loader.batch_size or 1, transform)
         self.loader = loader
-        self.rows = None if loader.drop_last else _length(loader.dataset)
+        self.rows = _drawn_from(loader)
 
     @property
     def batches(self) -> int | None:
@@ -195,5 +224,20 @@ def source(data: Any, batch_size: int, transform: Transform | None = None) -> So
     return InMemory(as_batch(data), batch_size, transform)
 
 
-def _length(dataset: Dataset) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None
+def _drawn_from(loader: DataLoader) -> int | None:
+    """Return how many data all epochs of a loader are drawn from, or None where it does not tell.
+
+    How many an epoch draws is another number where data may repeat. Samplers of other types than these say nothing of
+    repeats, and weighted ones have no number of data.
+    """
+    batches = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(batches) is not BatchSampler or batches.drop_last:
+        return None
+    if isinstance(loader.dataset, IterableDataset):
+        return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+    sampler = batches.sampler
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return len(sampler.data_source)
+    if type(sampler) is DistributedSampler:
+        return len(sampler.dataset)
+    return len(sampler) if type(sampler) is SubsetRandomSampler else None

@@ -16,7 +16,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
-from ppl_vae.indexing import alike, signature_of
+from ppl_vae.indexing import alike, check_rows, refuse_rows, signature_of
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
@@ -82,17 +82,27 @@ def unwritten(batch: Batch) -> Iterator[None]:
 
 def check_values(model: Program, batch: Batch) -> None:
     """Data are finite wherever the argument ``observed`` does not say that they are missing."""
-    present = _argument(model, "observed", batch)
-    for i, part in enumerate(batch):
+    for i, part in enumerate(unmasked(model, batch)):
         bad = ~part.isfinite()
-        if present is not None and present.dim() == part.dim():
-            bad &= present.bool()
         if bad.any():
             rows = bad.reshape(len(part), -1).any(1).nonzero().flatten().tolist()
             raise ContractError(
                 f"data: part {i} of the batch has {int(bad.sum())} NaN or infinite values (first in row {rows[0]}) "
                 "that no mask covers; drop or fill them, or give the model an argument 'observed' that is False there"
             )
+
+
+def unmasked(model: Program, batch: Batch) -> Batch:
+    """Return a batch with zeros where the argument ``observed`` of a model says that values are missing.
+
+    Example:
+        >>> unmasked(lambda x, observed: None, (torch.tensor([1.0, torch.nan]), torch.tensor([True, False])))[0]
+        tensor([1., 0.])
+    """
+    present = _argument(model, "observed", batch)
+    if present is None:
+        return batch
+    return tuple(part.masked_fill(~present.bool(), 0) if part.dim() == present.dim() else part for part in batch)
 
 
 def supports(model: Program, x: Any) -> bool:
@@ -119,6 +129,7 @@ def check_arguments(program: Program, role: str, batch: Batch) -> None:
     """The program can be called with the tensors of a batch."""
     if inspect.isclass(program) or not callable(program):
         raise ContractError(f"{role}: expected a Pyro program, found {program!r}; pass an instance, such as VAE()")
+    check_rows(program, batch)
     try:
         signature_of(program).bind(*batch)
     except TypeError as error:
@@ -165,6 +176,7 @@ def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
     except Exception as error:
         for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
             contract.check_site(name, site, role, rows)
+        refuse_rows(program, role, batch, error)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         raise

@@ -14,6 +14,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.chains import gibbs, pseudo_gibbs
 from ppl_vae.checking import check
 from ppl_vae.filling import Imputation, Method, check_whole, resampled
+from ppl_vae.indexing import alike
 from ppl_vae.missing import Conditional, data_site
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.progress import progress_bar
@@ -89,6 +90,7 @@ def impute(
     check_whole(draws=draws, batch_size=batch_size)
     if not callable(method):
         raise TypeError(f"method: expected a function, such as pv.imputing.gibbs, found {method!r}")
+    model, guide = alike(model, guide)
     programs = Programs(model, guide)
     batch = programs.on_device(as_batch(x))
     observed = _mask(observed, batch[0])

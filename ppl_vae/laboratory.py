@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.estimation import estimate
+from ppl_vae.indexing import alike
 from ppl_vae.listing import expected_bound
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs, undisturbed
@@ -136,6 +137,7 @@ def gradient_statistics(
     check_options(objective, particles, False)
     if not isinstance(draws, int) or draws < 4:
         raise ValueError(f"draws: expected a whole number of at least 4, found {draws!r}")
+    model, guide = alike(model, guide)
     programs, parameters, batch = _prepared(model, guide, x, objective)
     layout = _Layout(parameters, groups or _role)
     reference = None if exact is None else layout.flat(exact)
@@ -330,6 +332,7 @@ def exact_gradient(
         >>> {name: gradient.shape for name, gradient in exact_gradient(model, guide, torch.ones(4, 6)).items()}
         {'model.prior_logits': torch.Size([2]), ..., 'guide.encoders.0.0.bias': torch.Size([2])}
     """
+    model, guide = alike(model, guide)
     programs, parameters, batch = _prepared(model, guide, x)
     with undisturbed(programs, training=False):
         expected = expected_bound(bound, model, guide, batch, particles, nodes).mean()

@@ -14,6 +14,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
 from ppl_vae.estimation import estimate
+from ppl_vae.indexing import alike
 from ppl_vae.objectives import Objective, elbo
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.optimizers import adam, made, to_train
@@ -74,6 +75,7 @@ class LightningSVI(lightning.LightningModule):
     ):
         super().__init__()
         check_options(objective, particles, compile=False)
+        model, guide = alike(model, guide)
         programs = Programs(model, guide, objective)
         if not programs.modules:
             raise TypeError("model, guide: neither holds an nn.Module, so Lightning would find no parameters to train")

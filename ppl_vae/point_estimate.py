@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.batches import as_batch
+from ppl_vae.batches import as_batch, not_finite
 from ppl_vae.clusters import Clusters, responsibilities
 from ppl_vae.conditioning import Posterior, posterior
 from ppl_vae.exporting import from_arrays
@@ -51,16 +51,8 @@ def check_finite(batch: tuple[Tensor, ...]) -> None:
             ...
         ValueError: data: row 1 of part 0 holds NaN or infinite numbers; ...
     """
-    for i, part in enumerate(batch):
-        if not part.is_floating_point() or part.isfinite().all():
-            continue
-        rows = (~part.reshape(len(part), -1).isfinite().all(1)).nonzero().flatten().tolist()
-        listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-        several = len(rows) > 1
-        raise ValueError(
-            f"data: row{'s' * several} {listed} of part {i} hold{'' if several else 's'} NaN or infinite numbers; drop "
-            f"{'them' if several else 'it'}, or fill them in with pv.impute"
-        )
+    if found := not_finite(batch):
+        raise ValueError(f"data: {found}")
 
 
 @dataclass(frozen=True, repr=False, eq=False)

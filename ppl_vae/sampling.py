@@ -12,6 +12,7 @@ from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
+from ppl_vae.indexing import alike
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.tracing import placed
 from ppl_vae.weighing import paired_traces
@@ -154,6 +155,7 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         >>> pv.reconstruct(VAE(), Normal(), torch.ones(3, 784))["x"].shape
         torch.Size([3, 784])
     """
+    model, guide = alike(model, guide)
     programs = Programs(model, guide)
     batch = programs.on_device(as_batch(x))
     if not isinstance(particles, int) or particles < 1:

@@ -22,6 +22,7 @@ from ppl_vae.crossing import (
     unmarked,
 )
 from ppl_vae.figures import Densities, Figure, Plan, over_data
+from ppl_vae.indexing import alike
 from ppl_vae.latents import ActiveUnits, active_units, collapse, has_units
 from ppl_vae.particles import Particles, total
 from ppl_vae.programs import Program, Programs, undisturbed
@@ -212,6 +213,7 @@ def elbo_surgery(
         True
     """
     plan = Plan(draws, batch_size, chunk).checked()
+    model, guide = alike(model, guide)
     programs = Programs(model, guide)
     rows = several(programs.on_device(in_memory(data, batch_size)))
     with undisturbed(programs, seed, training=False):

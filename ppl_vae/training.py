@@ -13,11 +13,11 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
-from ppl_vae.batches import Source, as_batch, source
-from ppl_vae.checking import check
+from ppl_vae.batches import Source, as_batch, not_finite, source
+from ppl_vae.checking import check, unmasked
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
-from ppl_vae.indexing import alike, with_index
+from ppl_vae.indexing import alike, check_reach, with_index
 from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
@@ -62,7 +62,10 @@ def fit(
     Args:
         model: Pyro program.
         guide: Pyro program with the same arguments. One that has something of its own for each datum names a last
-            argument ``index``, the rows of a batch in the training data, and is given it.
+            argument ``index``, the rows of a batch in the training data, and is given it. Adam, the default, goes on
+            moving what is of data that a minibatch has not: hold it in ``nn.Embedding(N, d, sparse=True)`` and pass
+            ``torch.optim.SparseAdam`` (which takes no other parameters; `variational_em` has an optimizer for each
+            program), or pass SGD without momentum, or ``batch_size=N``.
         data: `Splits` (trains on ``train``, validates on ``valid``, binarizes anew in every batch
             where they are dynamic), a tensor ``(N, ...)``, a tuple of them, a Dataset or a DataLoader.
         objective: a bound, ``Particles -> (B,)``, or one of Pyro's, such as ``Trace_ELBO(num_particles=5)``.
@@ -110,7 +113,8 @@ def fit(
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
     data, valid, transform = unpacked(data, valid, transform)
-    data = with_index(data, valid, getattr(step, "model", model), getattr(step, "guide", guide))
+    programs = getattr(step, "model", model), getattr(step, "guide", guide)
+    data = with_index(data, valid, *programs)
     train = source(data, batch_size, transform)
     held_out = None if valid is None else source(valid, batch_size)
     with forked_random_state(seed):
@@ -122,6 +126,7 @@ def fit(
             raise ValueError("step: it brings its own model, guide, objective, particles and optimizer")
         elif (chunk, accumulate, clip_norm, precision, log_prior, compile) != (None, 1, None, None, None, "auto"):
             raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision, log_prior and compile")
+        check_reach(data, *programs)
         planned = isinstance(step, PlannedStep)
         if planned and train.batches and epochs * train.batches < step.accumulate:
             raise ValueError(
@@ -217,6 +222,7 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
         >>> model, guide = VAE(**sizes), Normal(**sizes)
         >>> pv.restore(model, guide, "run")
     """
+    model, guide = alike(model, guide)
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))
@@ -309,10 +315,21 @@ class _Loop:
         if not wrong and not self._is_finite():
             wrong = ["a parameter became NaN or infinite"]
         if wrong:
-            raise FloatingPointError(
-                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. Look at the "
-                "data, try a smaller learning rate, or put a floor under the scales that networks give"
+            repair = self._rows_not_finite() or (
+                "Look at the data, try a smaller learning rate, or put a floor under the scales that networks give"
             )
+            raise FloatingPointError(
+                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. {repair}"
+            )
+
+    def _rows_not_finite(self) -> str:
+        """Say which of the data in memory are not numbers where no mask covers them."""
+        model = getattr(self.step, "model", None)
+        for name, data in (("data", self.train), ("valid", self.valid)):
+            tensors = getattr(data, "tensors", ())
+            if rows := not_finite(unmasked(model, tensors) if callable(model) else tensors):
+                return f"{name}: {rows}"
+        return ""
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

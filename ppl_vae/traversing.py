@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.batches import as_batch
+from ppl_vae.indexing import alike
 from ppl_vae.places import (
     Ruler,
     Way,
@@ -125,6 +126,7 @@ def traversals(
         >>> found.images.shape, found.values[0].tolist()
         (torch.Size([2, 7, 6]), [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
     """
+    model, guide = alike(model, guide)
     like = tuple(part[:1] for part in as_batch(x))
     start = prior_means(model, like) if start is None else start
     site = one_site(start, site)
@@ -167,6 +169,7 @@ def interpolations(
         >>> interpolations(VAE(x_dim=6, z_dim=3), Normal(x_dim=6, z_dim=3), x[:2], x[2:], path=spherical).shape
         torch.Size([2, 9, 6])
     """
+    model, guide = alike(model, guide)
     pairs = [len(as_batch(x)[0]) for x in (first, last)]
     if pairs[0] != pairs[1]:
         raise ValueError(f"first, last: expected as many of one as of the other, found {pairs[0]} and {pairs[1]}")

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "parallel": {"batches"},
     "updating": {"optimizers"},
     "log_priors": {"programs"},
-    "indexing": {"batches", "programs"},
+    "indexing": {"batches", "contract", "programs"},
     "steps": {"chunking", "objectives", "log_priors", "programs", "pyro_step", "svi"},
     "ownership": {"batches", "indexing", "optimizers", "particles", "programs", "weighing"},
     "alternating": {

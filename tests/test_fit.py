@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae as pv
 from ppl_vae import runs
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.models.vae import VAE
 from ppl_vae.programs import forked_random_state
 
@@ -223,6 +225,42 @@ def test_a_bound_that_is_no_number_stops_and_gives_the_best_parameters_back(pair
     with pytest.raises(FloatingPointError, match=r"the train_bound became nan in epoch 3.*best parameters so far"):
         pv.fit(pair.model, pair.guide, pair.data(10), objective=sometimes, epochs=5, batch_size=5)
     assert all(p.isfinite().all() for p in pair.parameters().values())
+
+
+@pytest.mark.parametrize("verb", [pv.fit, pv.variational_em])
+def test_rows_that_are_no_numbers_are_named_beyond_the_first_batch_too(verb):
+    model, x = LinearGaussian(x_dim=3, z_dim=2), torch.randn(40, 3)
+    guide = Normal(x_dim=3, z_dim=2, hidden=(4,))
+    x[[17, 31], 1] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"became nan in epoch 1.*data: rows 17, 31 of part 0 hold NaN or inf"):
+        verb(model, guide, x, epochs=2, batch_size=10)
+    x[[17, 31], 1] = 0.0
+    valid = x.clone()
+    valid[35] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"the valid_bound became.*valid: row 35 of part 0 holds NaN or inf"):
+        verb(model, guide, x, valid=valid, epochs=2, batch_size=10)
+
+
+class Masked(LinearGaussian):
+    def forward(self, x, observed):
+        return super().forward(x.masked_fill(~observed, 0.0))
+
+
+class MaskedGuide(Normal):
+    def forward(self, x, observed):
+        return super().forward(x.masked_fill(~observed, 0.0))
+
+
+def test_values_that_a_mask_covers_are_not_blamed():
+    model, guide = Masked(x_dim=3, z_dim=2), MaskedGuide(x_dim=3, z_dim=2, hidden=(4,))
+    x, observed = torch.randn(40, 3), torch.ones(40, 3, dtype=torch.bool)
+    observed[4, 1] = False
+    x[4, 1] = x[17, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="data: row 17 of part 0 holds"):
+        pv.fit(model, guide, (x, observed), epochs=1, batch_size=10)
+    x[17, 2], hot = 0.0, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=torch.inf)
+    with pytest.raises(FloatingPointError, match=r"back\. Look at the data, try a smaller learning rate"):
+        pv.fit(model, guide, (x, observed), epochs=1, batch_size=10, optimizer=hot)
 
 
 WRONG = {

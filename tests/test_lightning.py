@@ -107,3 +107,22 @@ def test_misfits_are_named():
             trainer(max_steps=1).fit(svi, *loaders)
     with pytest.raises(TypeError, match=r"neither holds an nn\.Module"):
         LightningSVI(lambda x: None, lambda x: None)
+
+
+class Local(torch.nn.Module):
+    """A mean for each datum."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(rows, 2))
+
+    def forward(self, x, index):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(self.loc[index], 1.0).to_event(1))
+
+
+def test_rows_that_come_with_the_data_go_to_the_program_that_names_them():
+    model, guide = pairs.make("linear_gaussian", "normal").model.float(), Local(20)
+    data = TensorDataset(torch.randn(20, 6), torch.arange(20))
+    trainer(max_epochs=1).fit(LightningSVI(model, guide), DataLoader(data, batch_size=5))
+    assert guide.loc.abs().amax(1).min() > 0

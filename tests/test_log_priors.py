@@ -12,7 +12,7 @@ import torch
 from capturing import assert_steps_agree, step_on
 from pyro.infer import Trace_ELBO
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import ppl_vae as pv
 from ppl_vae.estimation import estimate
@@ -339,11 +339,23 @@ def test_methods_are_refused_since_their_owner_holds_an_encoder_too():
         assert make(vae.decoder)() > make(vae)()
 
 
+@pytest.mark.parametrize("verb", [pv.fit, pv.variational_em])
+def test_n_is_the_number_of_data_that_a_sampler_draws_from(verb, pair):
+    data = TensorDataset(pair.data(10))
+    still = partial(torch.optim.SGD, lr=0.0)
+    how = {"optimizer": still} if verb is pv.fit else {"guide_optimizer": still, "model_optimizer": still}
+    for n, sampler in ((4, SubsetRandomSampler(range(4))), (10, RandomSampler(data, replacement=True, num_samples=30))):
+        loader, prior = DataLoader(data, batch_size=4, sampler=sampler), pv.normal_prior(pair.model, SCALE)
+        fit = verb(pair.model, pair.guide, loader, epochs=1, log_prior=prior, **how)
+        assert fit.history["log_prior"] == [pytest.approx(prior().item() / n)]
+
+
 def test_what_fit_cannot_know_is_asked_for(pair):
-    loader = DataLoader(pair.data(10), batch_size=4, drop_last=True)
-    prior = pv.normal_prior(pair.model)
-    with pytest.raises(ValueError, match="log_prior: it needs the number of training data, which this DataLoader"):
-        pv.fit(pair.model, pair.guide, loader, log_prior=prior)
+    x, prior = pair.data(10), pv.normal_prior(pair.model)
+    weighted = WeightedRandomSampler(torch.ones(10), 10)
+    for loader in (DataLoader(x, batch_size=4, drop_last=True), DataLoader(x, batch_size=4, sampler=weighted)):
+        with pytest.raises(ValueError, match=r"log_prior: it needs the number.*which this DataLoader.*data_size"):
+            pv.fit(pair.model, pair.guide, loader, log_prior=prior)
     with pytest.raises(ValueError, match=r"step: it brings its own chunk.*log_prior"):
         pv.fit(step=step_with(pair, {}), data=pair.data(), log_prior=prior)
     for scale in (0.0, -1.0, float("inf"), "wide", True):
