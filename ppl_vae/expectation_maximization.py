@@ -15,7 +15,7 @@ from ppl_vae.checking import check_arguments
 from ppl_vae.clusters import nearly_empty
 from ppl_vae.conditioning import Posterior, posterior
 from ppl_vae.iterating import Iterated, check_iterations, check_seed, iterated
-from ppl_vae.latent_structure import checked_on, structure_of
+from ppl_vae.latent_structure import check_data, structure_of
 from ppl_vae.latent_structure import log_prior as log_prior_of
 from ppl_vae.log_priors import LogPrior, check_log_prior, check_prior_options
 from ppl_vae.m_steps import by_ascent, by_method, method_of, naming_components
@@ -132,7 +132,8 @@ class ExactEM:
         self._check_log_prior()
         with self._evaluating():
             found, self.points = structure_of(model, self.batch)
-            self.structure = checked_on(found, self.batch, self.points)
+            check_data(found, self.batch, self.points)
+            self.structure = found
         self.start = starts.or_default(start, self.structure.discrete)
         self.own_m_step = method_of(model) if log_prior is None and not self._any_frozen() else None
         self.posterior: Posterior | None = None
@@ -149,7 +150,7 @@ class ExactEM:
     @property
     def tracked(self) -> str:
         """Which value of the history rises."""
-        return "log_posterior" if self.structure.last_outside or self.log_prior else "log_likelihood"
+        return "log_posterior" if self.structure.prior or self.log_prior else "log_likelihood"
 
     def check_start(self, restarts: int) -> None:
         """Raise if a start does not fit the model, or restarts would all be the same."""
@@ -220,7 +221,8 @@ class ExactEM:
         tensors, self.points, self.posterior = state
         with torch.no_grad():
             for name, tensor in self.programs.tensors().items():
-                if name in tensors:
+                # What has not changed may be a view that cannot be written to.
+                if name in tensors and not torch.equal(tensor, tensors[name]):
                     tensor.copy_(tensors[name])
 
     @contextmanager

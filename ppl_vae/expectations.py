@@ -59,7 +59,8 @@ def averaged(runs: Iterator[Terms]) -> Terms:
     for terms in runs:
         count += 1
         for name, term in terms.items():
-            found[name] = replace(term, tensors=tuple(map(torch.add, found[name].tensors, term.tensors)))
+            pairs = zip(found[name].tensors, term.tensors, strict=True)
+            found[name] = replace(term, tensors=tuple(one + other for one, other in pairs))
     return {name: replace(term, tensors=tuple(one / count for one in term.tensors)) for name, term in found.items()}
 
 

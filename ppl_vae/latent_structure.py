@@ -18,9 +18,9 @@ from ppl_vae.contract import ContractError, Site, in_data, number_of_values
 from ppl_vae.densities import fast_log_prob, is_shared
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.supports import check_data_support
-from ppl_vae.tracing import enumerated_trace, up_to
+from ppl_vae.tracing import enumerated_trace
 
-__all__ = ["Structure", "checked_on", "log_densities", "log_joint", "log_prior", "structure_of"]
+__all__ = ["Structure", "check_data", "log_densities", "log_joint", "log_prior", "structure_of"]
 
 # Rows on which a program is first run: more than one, and such that one less is another number.
 ROWS = 3
@@ -38,7 +38,7 @@ class Structure:
         discrete: name of each datum's discrete latents to their number of values, in the program's order.
         continuous: name of each datum's continuous latents to their event shape.
         supports: name of each global latent to its support.
-        last_outside: the last site outside the plate "data"; None without any.
+        prior: whether any site stands outside the plate "data".
         width: numbers in the widest value of one datum.
         table_width: the same, but for values whose density is computed in parts where no gradient is asked for.
         like: an empty tensor of the type and on the device of the continuous latents.
@@ -48,7 +48,7 @@ class Structure:
     discrete: Mapping[str, int]
     continuous: Mapping[str, Size]
     supports: Mapping[str, Any]
-    last_outside: str | None
+    prior: bool
     width: int
     table_width: int
     like: Tensor
@@ -112,7 +112,7 @@ def structure_of(model: Program, batch: Batch) -> tuple[Structure, dict[str, Ten
         dict.fromkeys(discrete, 1),
         {name: site["fn"].event_shape for name, site in continuous.items()},
         {name: around[name]["fn"].support for name in points},
-        next(reversed(around), None),
+        bool(around),
         _widest(local),
         _widest(local),
         like,
@@ -193,11 +193,11 @@ def _trace(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: 
     return enumerated_trace(poutine.condition(structure.model, data=given), batch)
 
 
-def checked_on(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> Structure:
-    """Return what is known of a program, if all data fit it.
+def check_data(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) -> None:
+    """Raise if data are not of their likelihood's type, lie outside its support, or are fewer than their plate says.
 
     Args:
-        structure: of the program on a few rows.
+        structure: of the program.
         batch: all the data.
         points: values of the global latents.
 
@@ -216,8 +216,6 @@ def checked_on(structure: Structure, batch: Batch, points: Mapping[str, Tensor])
                 f"{str(site['value'].dtype).removeprefix('torch.')}; convert them: x.float(), or x.double()"
             )
     check_data_support(trace)
-    outside = [name for name, site in contract.sample_sites(trace) if not in_data(site)]
-    return replace(structure, last_outside=next(reversed(outside), None))
 
 
 def log_densities(
@@ -258,14 +256,10 @@ def log_prior(structure: Structure, batch: Batch, points: Mapping[str, Tensor]) 
         batch: all the data, which such a site may read: the mean of a prior, or a summary that it observes.
         points: values of the global latents.
     """
-    if structure.last_outside is None:
-        return structure.like.new_zeros(())
-    # The rest of the program, which may be all of its work, has no part in it.
-    until = replace(structure, model=up_to(structure.model, structure.last_outside))
     with _unvalidated():
-        trace = _trace(until, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
-        sites = contract.sample_sites(trace)
-        return sum(_log_density(site, site["scale"]).sum() for _, site in sites if not in_data(site))
+        trace = _trace(structure, batch, points, structure.like.new_zeros(len(batch[0]), structure.dims))
+        terms = [_log_density(site, site["scale"]) for _, site in contract.sample_sites(trace) if not in_data(site)]
+        return sum((term.sum() for term in terms), start=structure.like.new_zeros(()))
 
 
 def _log_density(site: Site, scale: float = 1.0) -> Tensor:

@@ -116,7 +116,7 @@ def _terms(found: Posterior, batch: Batch, points: Points, extra: Callable[[], T
     n = len(batch[0])
     for part in expected_log_joint(found.structure, batch, found, points):
         yield part / n
-    if found.structure.last_outside:
+    if found.structure.prior:
         yield log_prior(found.structure, batch, points) / n
     if extra is not None:
         yield extra() / n

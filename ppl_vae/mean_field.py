@@ -67,6 +67,11 @@ class Factorised:
         self._checked: set[str] = set()
         self._probes: dict[str, Probe] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept for the next update, whose graphs no copy has."""
+        expected = replace(self.expected, _moments={}, _traced=None)
+        return {**self.__dict__, "expected": expected, "_probes": {}, "_summed": None}
+
     @property
     def factors(self) -> Mapping[str, Factor]:
         """The factors of continuous latents, by name."""

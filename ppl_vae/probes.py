@@ -57,8 +57,9 @@ class Probe:
         """
         found = [torch.zeros_like(part) for part in self.mean]
         with torch.enable_grad():
-            if self.terms:
-                found = torch.autograd.grad(total(self.terms), self.mean, retain_graph=True, **UNUSED)
+            # What a mask leaves out has no graph.
+            if self.terms and (value := total(self.terms)).requires_grad:
+                found = torch.autograd.grad(value, self.mean, retain_graph=True, **UNUSED)
             if self.on_all:
                 found = map(torch.add, found, self._slopes_on_all(name, expected, total))
         return tuple(found)
@@ -70,7 +71,8 @@ class Probe:
         here, leaves = expected.near(name, points, mean), [*mean, *itertools.chain(*points.values())]
         count = here.count(self.on_all)
         for terms in here.each(self.on_all):
-            torch.autograd.backward(total(terms) / count, inputs=leaves)
+            if (value := total(terms) / count).requires_grad:
+                torch.autograd.backward(value, inputs=leaves)
         outer = [torch.stack([_slope(value) for value in values]) for values in points.values()]
         through = torch.autograd.grad([*self.points.values()], self.mean, outer, retain_graph=True, **UNUSED)
         return [_slope(leaf) + slope for leaf, slope in zip(mean, through, strict=True)]

@@ -41,7 +41,10 @@ def as_it_was(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[None]
 
     Args:
         program: Pyro program.
-        tensors: of the snapshot; what it does not name stays as it is.
+        tensors: of the snapshot.
+
+    Raises:
+        ValueError: parameters or buffers have come or gone since, or were tied or untied.
 
     Example:
         >>> from ppl_vae.models.linear_gaussian import LinearGaussian
@@ -55,6 +58,7 @@ def as_it_was(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[None]
         True
     """
     programs, swapped, store = Programs(program, program), Swapped(), pyro.get_param_store()
+    _check_names(programs, tensors)
     try:
         for name, tensor in programs.tensors().items():
             if name in tensors:
@@ -70,6 +74,16 @@ def as_it_was(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[None]
         swapped.restore()
 
 
+def _check_names(programs: Programs, tensors: Mapping[str, Tensor]) -> None:
+    now = {name for name in programs.tensors() if not name.startswith("param.")}
+    then = {name for name in tensors if any(name.startswith(f"{owner}.") for owner in programs.modules)}
+    if changed := sorted(now ^ then):
+        raise ValueError(
+            f"model: {', '.join(changed[:3])} {'is' if len(changed) == 1 else 'are'} new, gone, tied or untied since "
+            "this result was found, which speaks of the model as it was; make it so again, or fit anew"
+        )
+
+
 class Swapped:
     """Tensors that hold other numbers for a while.
 
@@ -80,9 +94,9 @@ class Swapped:
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
 
     def swap(self, tensor: Tensor, other: Tensor) -> None:
-        """Let a tensor have the numbers of another."""
+        """Let a tensor have the numbers of another, which stay as they are should somebody write to it."""
         self._own.setdefault(id(tensor), (tensor, tensor.data))
-        tensor.data = other
+        tensor.data = other.clone()
 
     def restore(self) -> None:
         """Give all tensors their own back."""

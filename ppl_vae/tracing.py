@@ -1,7 +1,6 @@
 """Pair a guide's trace with its model's: the one file that weighs with Pyro's effect handlers."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -31,7 +30,6 @@ __all__ = [
     "scored_at_draws",
     "scored_dream",
     "trace_of_first",
-    "up_to",
 ]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
@@ -195,32 +193,6 @@ class Floating(Messenger):
         fn = contract.innermost(msg["fn"])
         if msg["is_observed"] and isinstance(fn, dist.Bernoulli) and not msg["value"].is_floating_point():
             msg["value"] = msg["value"].to(fn._param.dtype)
-
-
-def up_to(program: Program, last: str) -> Program:
-    """Return a program that ends at a site."""
-
-    def run(*batch: Tensor) -> None:
-        with suppress(Ended), Ending(last):
-            program(*batch)
-
-    return run
-
-
-class Ended(Exception):
-    """A program has come to its last site."""
-
-
-class Ending(Messenger):
-    """Leave the program once a site has its value."""
-
-    def __init__(self, last: str):
-        super().__init__()
-        self.last = last
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] == self.last:
-            raise Ended
 
 
 class Unobserved(Messenger):

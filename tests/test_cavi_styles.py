@@ -137,3 +137,19 @@ def test_masks_of_handlers_have_their_say():
     found = pv.cavi(model, (x, present))
     close(found.q["mean"].loc, x[:6].sum() / 6.25, atol=1e-10)
     close(found.q["mean"].scale ** -2, 6.25, atol=1e-10)
+
+
+def test_a_prior_that_a_mask_takes_away_is_flat():
+    """Least squares, in one update."""
+    f = torch.randn(30, 2, dtype=F64)
+    x = f @ tensor(1.0, -2.0) + torch.randn(30, dtype=F64)
+
+    def model(x, f):
+        with pyro.poutine.mask(mask=False):
+            w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", dist.Normal(f @ w, 1.0), obs=x)
+
+    found = pv.cavi(model, (x, f))
+    close(found.q["w"].mean, torch.linalg.lstsq(f, x.unsqueeze(1)).solution.squeeze(1), atol=1e-10)
+    close(found.q["w"].covariance_matrix, torch.linalg.inv(f.mT @ f), atol=1e-10)

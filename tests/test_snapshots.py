@@ -1,5 +1,6 @@
 """What was found stays as it was, wherever the model's parameters and buffers go next."""
 
+import copy
 import math
 import pickle
 
@@ -148,6 +149,51 @@ def test_a_kept_result_stays_too(verb):
     before = said(found)
     overwritten(model)
     torch.testing.assert_close(said(pickle.loads(pickle.dumps(found))), before, rtol=0, atol=0)
+
+
+class Counting(Spread):
+    """One that writes to a parameter whenever it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = nn.Parameter(torch.zeros((), dtype=F64), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.runs.add_(1)
+        super().forward(x)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_asking_changes_no_answer(verb):
+    found = VERBS[verb](Counting(), line())
+    kept = found.tensors if verb == "cavi" else found.point.tensors
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    said(found)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_copy_says_the_same(verb):
+    found = VERBS[verb](Spread(), line())
+    assert torch.equal(said(copy.deepcopy(found)), said(found))
+
+
+def test_a_copy_goes_on_where_the_posterior_is():
+    found = pv.cavi(Spread(), line()).factorised
+    for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        for name in found.factors:
+            for one, two in zip(other.optimal(name), found.optimal(name), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_of_other_parameters_is_refused(verb):
+    model = Spread()
+    found = VERBS[verb](model, line())
+    model.shift = nn.Parameter(torch.zeros((), dtype=F64))
+    with pytest.raises(ValueError, match=r"model\.shift is new, gone, tied or untied"):
+        said(found)
 
 
 @pytest.mark.parametrize("verb", VERBS)
