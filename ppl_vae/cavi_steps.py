@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae import starts
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.coordinate_ascent import LOCAL_SWEEPS, Ascent, Rate, robbins_monro
 from ppl_vae.factorisation import Joint
@@ -154,9 +155,5 @@ def cavi_step(
         >>> fit.history["train_bound"][-1] > fit.history["train_bound"][0]
         True
     """
-    if isinstance(start, Tensor):
-        raise TypeError(
-            "start: expected a function such as pv.starts.kmeans, found responsibilities, whose rows need not be "
-            "those of a shuffled batch; give them to pv.cavi"
-        )
+    starts.check_for_step(start, "pv.cavi")
     return CAVIStep(model, data_size, start, joint, point, rate or robbins_monro(), seed)

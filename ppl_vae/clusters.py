@@ -9,7 +9,7 @@ __all__ = ["Clusters", "nearly_empty", "responsibilities"]
 
 
 class Clusters:
-    """What results with probabilities of discrete latents, ``discrete``, say of clusters.
+    """What results of iterations with probabilities of discrete latents, ``discrete``, have in common.
 
     Example:
         >>> found = Clusters()
@@ -19,6 +19,10 @@ class Clusters:
     """
 
     discrete: Mapping[str, Tensor]
+    runs: tuple[float, ...]
+    converged: bool
+    iterations: int
+    warnings: tuple[str, ...]
 
     @property
     def responsibilities(self) -> Tensor:
@@ -29,6 +33,18 @@ class Clusters:
     def labels(self) -> Tensor:
         """The most probable component of each datum, ``(N,)``."""
         return self.responsibilities.argmax(1)
+
+    def _tables(self) -> dict[str, str]:
+        """Return what an export calls the probabilities of each discrete latent: name to site."""
+        alone = len(self.discrete) == 1
+        return {"responsibilities" if alone else f"responsibilities_{site}": site for site in self.discrete}
+
+    def _told(self, found: str) -> str:
+        """Add how iterations ended, and what speaks against what they found."""
+        times = f"the best of {len(self.runs)} restarts, " if len(self.runs) > 1 else ""
+        ended = f"{'' if self.converged else 'not '}converged after {self.iterations} iteration"
+        sentence = f"{found}, {times}{ended}{'s' * (self.iterations != 1)}."
+        return "\n".join([sentence, *(f"Warning: {warning}." for warning in self.warnings)])
 
 
 def responsibilities(discrete: Mapping[str, Tensor]) -> Tensor:

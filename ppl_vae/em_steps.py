@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae import starts
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.conditioning import posterior
 from ppl_vae.expectation_maximization import ExactEM
@@ -135,10 +136,6 @@ def em_step(model: Program, *, start: Any = None, log_prior: LogPrior | None = N
         >>> fit.history["train_bound"][-1] > fit.history["train_bound"][0]
         True
     """
-    if isinstance(start, Tensor):
-        raise TypeError(
-            "start: expected a function such as pv.starts.kmeans, found responsibilities, whose rows need not be "
-            "those of a shuffled batch; give them to pv.em"
-        )
+    starts.check_for_step(start, "pv.em")
     check_seed(seed)
     return EMStep(model, start, log_prior, seed)

@@ -134,8 +134,8 @@ class MeanField(Clusters):
     def to_arviz(self, draws: int = 1000, seed: int = 0) -> Any:
         """Return draws from q in the form of ArviZ.
 
-        ``posterior`` has one chain of independent draws of the latents that all data share, and the probabilities of a
-        discrete latent with each; ``constant_data`` has the history.
+        ``posterior`` has one chain of independent draws of the latents that all data share; ``constant_data`` has the
+        responsibilities and the history.
 
         Args:
             draws: how many.
@@ -153,24 +153,21 @@ class MeanField(Clusters):
         local = {s for f in self.factorised.factors.values() if f.local for s in f.sites}
         sampled = {name: value for name, value in self.sample(draws, seed).items() if name not in local}
         dims = {("posterior", n): [f"{n}_dim_{i}" for i in range(t.dim() - 1)] for n, t in sampled.items()}
-        tables = {f"probabilities_{name}": table for name, table in self.discrete.items()}
-        dims |= {("constant_data", name): ["datum", name.removeprefix("probabilities_")] for name in tables}
+        tables = self._tables()
+        dims |= {("constant_data", table): ["datum", name] for table, name in tables.items()}
         arrays = {
             "posterior": {name: value.cpu().numpy()[None] for name, value in sampled.items()},
             "constant_data": {
                 "elbo": torch.tensor(self.history["elbo"], dtype=torch.float64).numpy(),
-                **{name: table.cpu().numpy() for name, table in tables.items()},
+                **{table: self.discrete[name].cpu().numpy() for table, name in tables.items()},
             },
         }
         return from_arrays(arrays, {**dims, ("constant_data", "elbo"): ["iteration"]}, {"subject": self.subject})
 
     def __str__(self) -> str:
-        times = f"the best of {len(self.runs)} restarts, " if len(self.runs) > 1 else ""
-        sentence = (
+        return self._told(
             f"CAVI on {self.subject}: ELBO {self.history['elbo'][-1]:.4f} nats per datum, {self.elbo:.2f} for all "
-            f"(N = {len(self):,}), {times}{'' if self.converged else 'not '}converged after {self.iterations} "
-            f"iteration{'s' * (self.iterations != 1)}."
+            f"(N = {len(self):,})"
         )
-        return "\n".join([sentence, *(f"Warning: {warning}." for warning in self.warnings)])
 
     __repr__ = __str__

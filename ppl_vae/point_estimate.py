@@ -144,10 +144,7 @@ class PointEstimate(Clusters):
             >>> found.to_arviz()["posterior"]["weight"].dims
             ('chain', 'draw', 'weight_dim_0', 'weight_dim_1')
         """
-        tables = {
-            "responsibilities" if len(self.discrete) == 1 else f"responsibilities_{name}": name
-            for name in self.discrete
-        }
+        tables = self._tables()
         sampled = {**self.parameters, **{table: self.discrete[name] for table, name in tables.items()}}
         dims = {("posterior", n): [f"{n}_dim_{i}" for i in range(t.dim())] for n, t in self.parameters.items()}
         dims |= {("posterior", table): ["datum", name] for table, name in tables.items()}
@@ -161,12 +158,9 @@ class PointEstimate(Clusters):
 
     def __str__(self) -> str:
         prior = f", log-posterior {self.history['log_posterior'][-1]:.4f}" if "log_posterior" in self.history else ""
-        times = f"the best of {len(self.runs)} restarts, " if len(self.runs) > 1 else ""
-        sentence = (
+        return self._told(
             f"EM on {self.subject}: log-likelihood {self.history['log_likelihood'][-1]:.4f}{prior} nats per datum "
-            f"(N = {len(self):,}), {times}{'' if self.converged else 'not '}converged after {self.iterations} "
-            f"iteration{'s' * (self.iterations != 1)}."
+            f"(N = {len(self):,})"
         )
-        return "\n".join([sentence, *(f"Warning: {warning}." for warning in self.warnings)])
 
     __repr__ = __str__

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_they_are", "check", "kmeans", "or_default", "random", "responsibilities"]
+__all__ = ["as_they_are", "check", "check_for_step", "kmeans", "or_default", "random", "responsibilities"]
 
 Start = Callable[[Tensor, int, int], Tensor | None]
 
@@ -110,6 +110,20 @@ def check(start: Any, discrete: Collection[str], restarts: int, drawn: bool = Tr
         raise ValueError(
             "restarts: each would begin at the same place; pass a start that follows its seed, such as "
             "pv.starts.random, or leave restarts out"
+        )
+
+
+def check_for_step(start: Any, verb: str) -> None:
+    """Raise if a start is responsibilities, whose rows need not be those of a shuffled batch.
+
+    Args:
+        start: of a step.
+        verb: the function that takes them.
+    """
+    if isinstance(start, Tensor):
+        raise TypeError(
+            "start: expected a function such as pv.starts.kmeans, found responsibilities, whose rows need not be "
+            f"those of a shuffled batch; give them to {verb}"
         )
 
 

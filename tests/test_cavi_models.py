@@ -216,8 +216,9 @@ def test_it_can_be_kept_and_told(name, tmp_path):
         kept = torch.tensor(inference["posterior"][site].values)
         torch.testing.assert_close(kept[0], draws[site], rtol=0, atol=0)
     assert inference["constant_data"]["elbo"].values.tolist() == found.history["elbo"]
-    for site, table in found.discrete.items():
-        assert inference["constant_data"][f"probabilities_{site}"].shape == tuple(table.shape)
+    if found.discrete:
+        kept = torch.tensor(inference["constant_data"]["responsibilities"].values)
+        torch.testing.assert_close(kept, found.responsibilities, rtol=0, atol=0)
 
 
 def test_rows_at_a_time_are_nobodys_business(name, monkeypatch):
