@@ -73,6 +73,15 @@ def number_of_values(site: Site) -> int:
     return value.shape[axis] if value.dim() >= -axis else 1  # Pyro drops an axis of a single value
 
 
+def without_mask(site: Site) -> Site:
+    """Return a site with its density where a handler masks it, too.
+
+    A latent that is summed out keeps its density there, as under Pyro's ``TraceEnum_ELBO``: probabilities sum to one,
+    and masked ones would sum to their number.
+    """
+    return {**site, "mask": None}
+
+
 def has_common_scale(site: Site) -> bool:
     """Tell whether a site has no scale but its plate's."""
     common, scale = plate_scale(site), site["scale"]
@@ -143,8 +152,29 @@ def check_mark(name: str, site: Site) -> None:
         )
 
 
+def check_probabilities(name: str, site: Site) -> None:
+    """The values of a latent that is summed out have probabilities, which a mask in its distribution takes away."""
+    if has_mask(site["fn"]):
+        raise ContractError(
+            f"site '{name}' is summed out, and its distribution has a mask, under which its values have no "
+            "probabilities that sum to one; take the mask off, and mask the likelihood of the missing data"
+        )
+
+
+def check_mass(name: str, site: Site) -> None:
+    """A value that a guide enumerates has the mass q(y | x), which a mask takes away."""
+    if has_mask(site["fn"]) or site["mask"] is not None:
+        raise ContractError(
+            f"guide: site '{name}' is enumerated under a mask, where its values have no probabilities that sum to one; "
+            "mask the likelihood of the missing data alone, or train on a bound that is linear in the weights, such as "
+            "elbo"
+        )
+
+
 def check_summable(sites: Mapping[str, Site], summed: Iterable[str]) -> None:
-    """No scale of its own where latents are summed out: inside a sum of densities it has no meaning."""
+    """Latents to be summed out have probabilities, and no site a scale: inside a sum of densities it has no meaning."""
+    for name in summed:
+        check_probabilities(name, sites[name])
     for name, site in sites.items():
         if not (has_common_scale(site) or name.startswith(PENALTY)):
             raise ContractError(

@@ -55,7 +55,8 @@ def run(model: Program, batch: Batch, values: Values, first_dim: int = -2) -> di
         first_dim: the axis for the first enumerated latent, left of every plate.
     """
     with pyro.validation_enabled(False):
-        return dict(contract.sample_sites(enumerated_trace(Placing(values)(model), batch, first_dim)))
+        sites = dict(contract.sample_sites(enumerated_trace(Placing(values)(model), batch, first_dim)))
+    return sites | {name: contract.without_mask(site) for name, site in sites.items() if enumerated(site)}
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,8 @@ def _check(name: str, site: Site) -> None:
             "datum. Put it in the plate, or try its values one after the other"
         )
     contract.check_whole(name, site)
+    if enumerated(site):
+        contract.check_probabilities(name, site)
 
 
 def _reads(model: Program, batch: Batch, first_dim: int) -> dict[str, set[str]]:

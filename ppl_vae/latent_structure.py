@@ -145,6 +145,8 @@ def _check_local(sites: Mapping[str, Site], rows: int) -> None:
             )
         if not site["is_observed"]:
             _check_latent(name, site["fn"])
+            if site["fn"].support.is_discrete:
+                contract.check_probabilities(name, site)
     contract.check_observes(sites)
 
 
@@ -230,8 +232,9 @@ def log_densities(
         z: values of the continuous latents, ``(..., *values, B, dims)``.
     """
     with _unvalidated():
-        sites = contract.sample_sites(_trace(structure, batch, points, z))
-        return {name: _log_density(site) for name, site in sites if in_data(site)}
+        sites = dict(contract.sample_sites(_trace(structure, batch, points, z)))
+        sites |= {name: contract.without_mask(sites[name]) for name in structure.discrete}
+        return {name: _log_density(site) for name, site in sites.items() if in_data(site)}
 
 
 def log_joint(structure: Structure, batch: Batch, points: Mapping[str, Tensor], z: Tensor | None = None) -> Tensor:

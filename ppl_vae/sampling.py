@@ -170,11 +170,13 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
 def _mass(model_trace: Any, guide_trace: Any) -> Tensor:
     """Return the probability of each enumerated value: q(y | x) of the guide's, p(y | x, z) of the model's own."""
     own, drawn = _densities(model_trace), _densities(guide_trace)
-    summed = [own[name]["infer"]["_enumerate_dim"] for name in enumerated_by(own) if name not in drawn]
-    log_mass = sum((_masked(drawn[name]) for name in enumerated_by(drawn)), start=torch.zeros(()))
+    summed = [name for name in enumerated_by(own) if name not in drawn]
+    log_mass = sum((_log_density(drawn[name]) for name in enumerated_by(drawn)), start=torch.zeros(()))
     if summed:
+        own |= {name: contract.without_mask(own[name]) for name in summed}
         joint = sum(map(_masked, own.values()))
-        log_mass = log_mass + joint - joint.logsumexp(summed, keepdim=True)
+        axes = [own[name]["infer"]["_enumerate_dim"] for name in summed]
+        log_mass = log_mass + joint - joint.logsumexp(axes, keepdim=True)
     return log_mass.exp()
 
 

@@ -90,6 +90,8 @@ def weigh(
         shape = Size([particles, rows])
         log_p, penalties = _model_densities(model_trace, guide_trace, shape, linear)
         guide_sites = dict(contract.sample_sites(guide_trace))
+        for name in () if linear else enumerated_by(guide_sites):
+            contract.check_mass(name, guide_sites[name])
         log_q = _densities(guide_sites, shape, linear)
         # A factor of the guide enters an ELBO with a minus; so does its penalty.
         penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
@@ -141,6 +143,7 @@ def _model_densities(
     """Return the model's densities, latents that it enumerates summed out, and its penalties."""
     sites = dict(contract.sample_sites(model_trace))
     summed = _summed(model_trace, guide_trace)
+    sites |= {name: contract.without_mask(sites[name]) for name in summed}
     log_p = _densities(sites, shape, linear, natural=bool(summed))
     if summed:
         contract.check_summable(sites, summed)

@@ -153,3 +153,25 @@ def test_a_prior_that_a_mask_takes_away_is_flat():
     found = pv.cavi(model, (x, f))
     close(found.q["w"].mean, torch.linalg.lstsq(f, x.unsqueeze(1)).solution.squeeze(1), atol=1e-10)
     close(found.q["w"].covariance_matrix, torch.linalg.inv(f.mT @ f), atol=1e-10)
+
+
+@pytest.mark.parametrize("written", ["probs", "logits"])
+def test_components_of_missing_data_have_their_prior(written):
+    """What is left is a bound on the evidence of the data that are there."""
+    x, present = torch.randn(10, dtype=F64), torch.arange(10) < 6
+
+    def model(x, present):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2, dtype=F64)))
+        with pyro.plate("data", x.shape[0], dim=-1), pyro.poutine.mask(mask=present):
+            y = pyro.sample("y", dist.Categorical(**{written: weights if written == "probs" else weights.log()}))
+            pyro.sample("x", dist.Normal(tensor(-1.0, 2.0)[y], 1.0), obs=x)
+
+    found = pv.cavi(model, (x, present), start=pv.starts.as_they_are, tol=1e-12, iterations=500)
+    weights = dist.Dirichlet(found.q["weights"].concentration)
+    log = torch.digamma(weights.concentration) - torch.digamma(weights.concentration.sum())
+    close(found.discrete["y"][6:], log.softmax(0).expand(4, 2), atol=1e-6)
+    share = (torch.arange(20_000, dtype=F64) + 0.5) / 20_000  # of the first component, uniform a priori
+    densities = dist.Normal(tensor(-1.0, 2.0), 1.0).log_prob(x[:6, None]).exp()
+    each = densities[:, :1] * share + densities[:, 1:] * (1 - share)
+    evidence = each.log().sum(0).exp().mean().log()
+    assert evidence - 2 < found.elbo < evidence

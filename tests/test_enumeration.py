@@ -15,6 +15,7 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae import objectives
 from ppl_vae.estimation import estimate
+from ppl_vae.expectation_maximization import ExactEM
 
 DOUBLE = torch.float64
 MARK = {"enumerate": "parallel"}
@@ -467,6 +468,57 @@ def test_masks_act_inside_the_sum():
     value = objectives.elbo(pv.weigh(model, Nothing(), X))
     assert value[1] == pytest.approx(0.0, abs=1e-12)
     assert (value[[0, 2, 3]] < 0).all()
+
+
+PRESENT = torch.tensor([True, False, True, True])
+BIT = dist.Bernoulli(torch.tensor(0.3, dtype=DOUBLE))
+
+
+def absent(y, also=lambda fn, mask: fn):
+    """Return a mixture of two whose data are missing where a mask around all of it says so."""
+
+    def model(x, mask):
+        with pyro.plate("data", x.shape[0], dim=-1), poutine.mask(mask=mask):
+            pyro.sample("x", dist.Normal(1.0 * pyro.sample("y", also(y, mask), infer=MARK), 1.0), obs=x)
+
+    return model
+
+
+def silent(x, mask):
+    """A guide with nothing to draw."""
+
+
+@pytest.mark.parametrize("y", [BIT, dist.Categorical(X[[0, 3]])])
+def test_a_summed_latent_of_missing_data_counts_for_nothing(y):
+    """Its probabilities sum to one, and not to their number."""
+    model = absent(y)
+    found, whole = (pv.weigh(model, silent, (X, mask)).log_w[0] for mask in (PRESENT, torch.ones(4).bool()))
+    torch.testing.assert_close(found, whole * PRESENT)
+    theirs = TraceEnum_ELBO(max_plate_nesting=1).loss(model, silent, X, PRESENT)
+    assert -found.sum().item() == pytest.approx(theirs, rel=1e-12)
+    by_em = ExactEM(model, (X, PRESENT), pv.starts.as_they_are, None)
+    by_em.expect()
+    torch.testing.assert_close(by_em.posterior.log_px, found)
+
+
+def test_a_mask_that_takes_probabilities_away_is_refused():
+    model = absent(BIT, lambda fn, mask: fn.expand(mask.shape).mask(mask))
+    x = X, PRESENT
+    for run in (lambda: pv.weigh(model, silent, x), lambda: pv.em(model, x), lambda: pv.cavi(model, x)):
+        with pytest.raises(pv.ContractError, match="site 'y' is summed out, and its distribution has a mask"):
+            run()
+
+
+def test_a_mask_on_what_the_guide_enumerates_is_for_linear_bounds():
+    def guide(x, mask):
+        with pyro.plate("data", x.shape[0], dim=-1), poutine.mask(mask=mask):
+            pyro.sample("y", BIT, infer=MARK)
+
+    with pytest.raises(pv.ContractError, match="guide: site 'y' is enumerated under a mask"):
+        pv.weigh(absent(BIT), guide, (X, PRESENT))
+    theirs = TraceEnum_ELBO(max_plate_nesting=1).loss(absent(BIT), guide, X, PRESENT)
+    ours = estimate(objectives.elbo, absent(BIT), guide, (X, PRESENT), 1)
+    assert -ours.value.sum().item() == pytest.approx(theirs, rel=1e-12)
 
 
 def test_a_penalty_on_a_summed_latent_is_refused():
