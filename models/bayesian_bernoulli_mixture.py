@@ -32,7 +32,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import components, priors
+from ppl_vae import components, conjugate_priors
 
 
 class BayesianBernoulliMixture(nn.Module):
@@ -55,9 +55,9 @@ class BayesianBernoulliMixture(nn.Module):
         off: float | Tensor = 2.0,
     ):
         super().__init__()
-        self.register_buffer("concentration", priors.hyper_parameter(concentration, y_dim))
-        self.register_buffer("on", priors.hyper_parameter(on, x_dim))
-        self.register_buffer("off", priors.hyper_parameter(off, x_dim))
+        self.register_buffer("concentration", conjugate_priors.hyper_parameter(concentration, y_dim))
+        self.register_buffer("on", conjugate_priors.hyper_parameter(on, x_dim))
+        self.register_buffer("off", conjugate_priors.hyper_parameter(off, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""
@@ -76,6 +76,6 @@ class BayesianBernoulliMixture(nn.Module):
         beta = torch.stack([self.on.expand_as(on), self.off.expand_as(on)], -1)
         pixels = torch.stack([on, counts.unsqueeze(-1) - on], -1)
         return {
-            "weights": priors.dirichlet_mode(self.concentration, counts),
-            "probability": priors.dirichlet_mode(beta, pixels, "on and off")[..., 0],
+            "weights": conjugate_priors.dirichlet_mode(self.concentration, counts),
+            "probability": conjugate_priors.dirichlet_mode(beta, pixels, "on and off")[..., 0],
         }

@@ -31,7 +31,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import components, priors
+from ppl_vae import components, conjugate_priors
 
 
 class BayesianDiagonalMixture(nn.Module):
@@ -58,11 +58,11 @@ class BayesianDiagonalMixture(nn.Module):
         rate: float | Tensor = 1.0,
     ):
         super().__init__()
-        self.register_buffer("concentration", priors.hyper_parameter(concentration, y_dim))
-        self.register_buffer("prior_mean", priors.hyper_parameter(prior_mean, x_dim))
-        self.register_buffer("mean_precision", priors.hyper_parameter(mean_precision))
-        self.register_buffer("shape", priors.hyper_parameter(shape, x_dim))
-        self.register_buffer("rate", priors.hyper_parameter(rate, x_dim))
+        self.register_buffer("concentration", conjugate_priors.hyper_parameter(concentration, y_dim))
+        self.register_buffer("prior_mean", conjugate_priors.hyper_parameter(prior_mean, x_dim))
+        self.register_buffer("mean_precision", conjugate_priors.hyper_parameter(mean_precision))
+        self.register_buffer("shape", conjugate_priors.hyper_parameter(shape, x_dim))
+        self.register_buffer("rate", conjugate_priors.hyper_parameter(rate, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""
@@ -80,11 +80,11 @@ class BayesianDiagonalMixture(nn.Module):
     def m_step(self, posterior: Mapping[str, Tensor], x: Tensor) -> Mapping[str, Tensor]:
         """Return the globals that maximise E[log p(x, y | globals)] + log p(globals), for p(y | x) ``(N, y_dim)``."""
         counts = posterior["y"].sum(0)
-        held = priors.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
+        held = conjugate_priors.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
         _, mean = components.moments(*held)
         rate = self.rate + components.scatter_squares(*held) / 2
         return {
-            "weights": priors.dirichlet_mode(self.concentration, counts),
-            "precision": priors.positive(self.shape + (counts.unsqueeze(-1) - 1) / 2, "shape") / rate,
+            "weights": conjugate_priors.dirichlet_mode(self.concentration, counts),
+            "precision": conjugate_priors.positive(self.shape + (counts.unsqueeze(-1) - 1) / 2, "shape") / rate,
             "mean": mean,
         }

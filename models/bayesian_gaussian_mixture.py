@@ -30,7 +30,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import components, priors
+from ppl_vae import components, conjugate_priors
 
 
 class BayesianGaussianMixture(nn.Module):
@@ -58,17 +58,17 @@ class BayesianGaussianMixture(nn.Module):
     ):
         super().__init__()
         nu, w = degrees_of_freedom, torch.eye(x_dim) if scatter is None else scatter
-        self.register_buffer("concentration", priors.hyper_parameter(concentration, y_dim))
-        self.register_buffer("prior_mean", priors.hyper_parameter(prior_mean, x_dim))
-        self.register_buffer("mean_precision", priors.hyper_parameter(mean_precision))
-        self.register_buffer("degrees_of_freedom", priors.hyper_parameter(x_dim + 2 if nu is None else nu))
-        self.register_buffer("scatter", priors.hyper_parameter(w, x_dim, x_dim))
+        self.register_buffer("concentration", conjugate_priors.hyper_parameter(concentration, y_dim))
+        self.register_buffer("prior_mean", conjugate_priors.hyper_parameter(prior_mean, x_dim))
+        self.register_buffer("mean_precision", conjugate_priors.hyper_parameter(mean_precision))
+        self.register_buffer("degrees_of_freedom", conjugate_priors.hyper_parameter(x_dim + 2 if nu is None else nu))
+        self.register_buffer("scatter", conjugate_priors.hyper_parameter(w, x_dim, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""
         weights = pyro.sample("weights", dist.Dirichlet(self.concentration))
         with pyro.plate("components", self.concentration.shape[0], dim=-1):
-            wishart = priors.Wishart(self.degrees_of_freedom, precision_matrix=self.scatter)
+            wishart = conjugate_priors.Wishart(self.degrees_of_freedom, precision_matrix=self.scatter)
             precision = pyro.sample("precision", wishart)
             scaled = self.mean_precision * precision
             mean = pyro.sample("mean", dist.MultivariateNormal(self.prior_mean, precision_matrix=scaled))
@@ -81,10 +81,10 @@ class BayesianGaussianMixture(nn.Module):
     def m_step(self, posterior: Mapping[str, Tensor], x: Tensor) -> Mapping[str, Tensor]:
         """Return the globals that maximise E[log p(x, y | globals)] + log p(globals), for p(y | x) ``(N, y_dim)``."""
         counts = posterior["y"].sum(0)
-        held = priors.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
+        held = conjugate_priors.with_prior_mean(x, posterior["y"], self.prior_mean, self.mean_precision)
         _, mean = components.moments(*held)
         factor = torch.linalg.cholesky(self.scatter + components.scatter_matrices(*held))
-        freedom = priors.positive(self.degrees_of_freedom + counts - x.shape[1], "degrees_of_freedom")
+        freedom = conjugate_priors.positive(self.degrees_of_freedom + counts - x.shape[1], "degrees_of_freedom")
         precision = freedom[:, None, None] * torch.cholesky_inverse(factor)
-        weights = priors.dirichlet_mode(self.concentration, counts)
+        weights = conjugate_priors.dirichlet_mode(self.concentration, counts)
         return {"weights": weights, "precision": precision, "mean": mean}

@@ -31,7 +31,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae import priors
+from ppl_vae import conjugate_priors
 
 
 class BayesianLinearRegression(nn.Module):
@@ -54,10 +54,10 @@ class BayesianLinearRegression(nn.Module):
         rate: float | Tensor = 1.0,
     ):
         super().__init__()
-        self.register_buffer("prior_mean", priors.hyper_parameter(prior_mean, covariate_dim))
-        self.register_buffer("prior_precision", priors.hyper_parameter(prior_precision, covariate_dim))
-        self.register_buffer("shape", priors.hyper_parameter(shape))
-        self.register_buffer("rate", priors.hyper_parameter(rate))
+        self.register_buffer("prior_mean", conjugate_priors.hyper_parameter(prior_mean, covariate_dim))
+        self.register_buffer("prior_precision", conjugate_priors.hyper_parameter(prior_precision, covariate_dim))
+        self.register_buffer("shape", conjugate_priors.hyper_parameter(shape))
+        self.register_buffer("rate", conjugate_priors.hyper_parameter(rate))
 
     def forward(self, x: Tensor, covariates: Tensor) -> None:
         """Generate the response x of shape ``(B,)`` given covariates of shape ``(B, covariate_dim)``."""

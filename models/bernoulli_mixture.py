@@ -5,7 +5,7 @@ Generative process, for each datum::
     y ~ Categorical(pi)
     x ~ Bernoulli(mu_y)
 
-y is summed out, so that a weight under `guides/enumerated.py` is p(x) exactly. Likelihood alone sets a
+y is summed out, so that a weight under `guides/empty.py` is p(x) exactly. Likelihood alone sets a
 probability to zero or one where a component's data agree. Such logits are kept finite, at the logarithm of the
 smallest normal number: the likelihood of the data is the maximum to rounding, and a new datum that contradicts them
 costs about 708 nats a pixel (87 in single precision), where the true value is minus infinity.
@@ -19,11 +19,11 @@ costs about 708 nats a pixel (87 in single precision), where the true value is m
 Reference: C. M. Bishop, "Pattern Recognition and Machine Learning", Springer 2006, section 9.3.3.
 
 Example:
-    >>> from ppl_vae.guides.enumerated import Enumerated
+    >>> from ppl_vae.guides.empty import Empty
     >>> from ppl_vae.models.bernoulli_mixture import BernoulliMixture
     >>> model, x = BernoulliMixture(x_dim=2, y_dim=2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     >>> model.m_step({"y": torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])}, x)
-    >>> pv.weigh(model, Enumerated(), x).log_w.exp()    # p(x): 1/3 * 1, 2/3 * 1/2, 2/3 * 1/2
+    >>> pv.weigh(model, Empty(), x).log_w.exp()    # p(x): 1/3 * 1, 2/3 * 1/2, 2/3 * 1/2
     tensor([[0.3333, 0.3333, 0.3333]], ...)
 """
 

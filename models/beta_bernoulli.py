@@ -24,7 +24,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae import priors
+from ppl_vae import conjugate_priors
 
 
 class BetaBernoulli(nn.Module):
@@ -38,8 +38,8 @@ class BetaBernoulli(nn.Module):
 
     def __init__(self, x_dim: int = 1, on: float | Tensor = 1.0, off: float | Tensor = 1.0):
         super().__init__()
-        self.register_buffer("on", priors.hyper_parameter(on, x_dim))
-        self.register_buffer("off", priors.hyper_parameter(off, x_dim))
+        self.register_buffer("on", conjugate_priors.hyper_parameter(on, x_dim))
+        self.register_buffer("off", conjugate_priors.hyper_parameter(off, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""

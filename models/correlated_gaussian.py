@@ -34,7 +34,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import priors
+from ppl_vae import conjugate_priors
 
 
 class CorrelatedGaussian(nn.Module):
@@ -47,8 +47,8 @@ class CorrelatedGaussian(nn.Module):
 
     def __init__(self, correlation: float | Tensor = 0.5, scale: float | Tensor = 1.0):
         super().__init__()
-        self.register_buffer("correlation", priors.hyper_parameter(correlation))
-        self.register_buffer("scale", priors.hyper_parameter(scale))
+        self.register_buffer("correlation", conjugate_priors.hyper_parameter(correlation))
+        self.register_buffer("scale", conjugate_priors.hyper_parameter(scale))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, 1)``."""

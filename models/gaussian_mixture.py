@@ -5,7 +5,7 @@ Generative process, for each datum::
     y ~ Categorical(pi)
     x ~ N(mu_y, Sigma_y)
 
-y is summed out, so that a weight under `guides/enumerated.py` is p(x) exactly.
+y is summed out, so that a weight under `guides/empty.py` is p(x) exactly.
 
 | symbol | site           | shape    |
 | ------ | -------------- | -------- |
@@ -16,10 +16,10 @@ Reference: A. P. Dempster, N. M. Laird, D. B. Rubin, "Maximum Likelihood from In
 Algorithm", JRSS B 1977, section 4.3, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x.
 
 Example:
-    >>> from ppl_vae.guides.enumerated import Enumerated
+    >>> from ppl_vae.guides.empty import Empty
     >>> from ppl_vae.models.gaussian_mixture import GaussianMixture
     >>> model, x = GaussianMixture(x_dim=2, y_dim=3), torch.randn(5, 2)
-    >>> pv.weigh(model, Enumerated(), x).log_w.shape    # log p(x)
+    >>> pv.weigh(model, Empty(), x).log_w.shape    # log p(x)
     torch.Size([1, 5])
     >>> model.m_step({"y": torch.rand(5, 3).softmax(-1)}, x)
 """

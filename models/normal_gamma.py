@@ -28,7 +28,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae import priors
+from ppl_vae import conjugate_priors
 
 
 class NormalGamma(nn.Module):
@@ -51,10 +51,10 @@ class NormalGamma(nn.Module):
         rate: float | Tensor = 1.0,
     ):
         super().__init__()
-        self.register_buffer("prior_mean", priors.hyper_parameter(prior_mean, x_dim))
-        self.register_buffer("mean_precision", priors.hyper_parameter(mean_precision))
-        self.register_buffer("shape", priors.hyper_parameter(shape, x_dim))
-        self.register_buffer("rate", priors.hyper_parameter(rate, x_dim))
+        self.register_buffer("prior_mean", conjugate_priors.hyper_parameter(prior_mean, x_dim))
+        self.register_buffer("mean_precision", conjugate_priors.hyper_parameter(mean_precision))
+        self.register_buffer("shape", conjugate_priors.hyper_parameter(shape, x_dim))
+        self.register_buffer("rate", conjugate_priors.hyper_parameter(rate, x_dim))
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""

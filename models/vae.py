@@ -2,7 +2,7 @@
 
 Generative process, for each datum::
 
-    z ~ N(0, I)
+    z ~ p(z), N(0, I) unless told otherwise
     x ~ p(x | z) = decoder(z)
 
 | symbol | site | shape        |
@@ -27,11 +27,9 @@ Example:
 from collections.abc import Sequence
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
-from ppl_vae import nets
+from ppl_vae import nets, priors
 
 
 class VAE(nn.Module):
@@ -41,6 +39,7 @@ class VAE(nn.Module):
         x_dim: number of pixels.
         z_dim: number of latent dimensions.
         hidden: widths of the decoder's hidden layers.
+        prior: module that returns p(z), from `ppl_vae.priors`; standard normal when left out.
         decoder: module from ``(..., z_dim)`` to a distribution with event shape ``(x_dim,)``;
             an MLP with Bernoulli pixels when left out. For real-valued data use
             ``nn.Sequential(MLP(z_dim, hidden, x_dim), ToNormalOneScale())``.
@@ -51,16 +50,12 @@ class VAE(nn.Module):
         x_dim: int = 784,
         z_dim: int = 20,
         hidden: Sequence[int] = (400,),
+        prior: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ):
         super().__init__()
+        self.prior = prior or priors.StandardNormal(z_dim)
         self.decoder = decoder or nn.Sequential(nets.MLP(z_dim, hidden, x_dim), nets.ToBernoulli())
-        # A buffer, so that the prior follows the module's device and dtype.
-        self.register_buffer("zeros", torch.zeros(z_dim), persistent=False)
-
-    def prior(self) -> dist.TorchDistribution:
-        """Return p(z)."""
-        return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""

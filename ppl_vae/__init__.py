@@ -4,7 +4,7 @@ Running a guide against a model gives K weighted particles per datum; every boun
 estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
-from ppl_vae import covariances, data, nets, objectives, quality, starts
+from ppl_vae import covariances, data, distributions, nets, objectives, priors, quality, starts
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
@@ -55,6 +55,7 @@ __all__ = [
     "covariances",
     "data",
     "decode",
+    "distributions",
     "elbo_surgery",
     "em",
     "em_step",
@@ -67,6 +68,7 @@ __all__ = [
     "normal_prior",
     "objectives",
     "perplexity",
+    "priors",
     "quality",
     "reconstruct",
     "registered",

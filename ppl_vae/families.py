@@ -26,7 +26,7 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
-from ppl_vae import priors
+from ppl_vae import conjugate_priors
 from ppl_vae.matrices import expected_log_det, log_diagonal, outer, positive, simplex, symmetric, uneven
 
 __all__ = ["Dirichlet", "Family", "Gaussian", "Natural", "NormalWishart", "Wishart"]
@@ -127,10 +127,10 @@ class Wishart(Family):
         """Return the parameters of the optimal factor."""
         return slopes[0], symmetric(slopes[1])
 
-    def distribution(self, eta: Natural) -> priors.Wishart:
+    def distribution(self, eta: Natural) -> conjugate_priors.Wishart:
         """Return the distribution that natural parameters stand for."""
         df, scale_tril = self._degrees_and_scale(eta)
-        return priors.Wishart(df, scale_tril=scale_tril)
+        return conjugate_priors.Wishart(df, scale_tril=scale_tril)
 
     def _degrees_and_scale(self, eta: Natural) -> tuple[Tensor, Tensor]:
         scale = torch.cholesky_inverse(torch.linalg.cholesky(-2 * symmetric(eta[1])))

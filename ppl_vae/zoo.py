@@ -102,7 +102,7 @@ def build(program: Any, options: Mapping[str, Any]) -> Any:
     Anything but a class is returned as it is.
 
     Example:
-        >>> build(find("models", "vae"), {"x_dim": 64, "z_dim": 2, "colour": "red"}).zeros.shape
+        >>> build(find("models", "vae"), {"x_dim": 64, "z_dim": 2, "colour": "red"}).prior.zeros.shape
         torch.Size([2])
     """
     if not inspect.isclass(program):

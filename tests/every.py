@@ -6,6 +6,7 @@ from pyro import poutine
 
 import ppl_vae as pv
 from ppl_vae import contract, objectives
+from ppl_vae.batches import as_batch
 
 NAMES = [*objectives.every(), *objectives.estimators()]
 
@@ -28,7 +29,7 @@ def make(name, pair):
     if name in objectives.every():
         return objectives.every()[name]
     options = {
-        "NVIL": {"x_dim": pair.data().shape[1]},
+        "NVIL": {"x_dim": as_batch(pair.data())[0].shape[1]},
         "RELAX": networks(pair.guide, pair.data()),
         "EUBO": {"posterior": pair.guide},
     }
@@ -38,14 +39,14 @@ def make(name, pair):
 
 def networks(guide, x):
     """Return a small network for each discrete site of a guide."""
-    latents = contract.latents(poutine.trace(guide).get_trace(x))
+    latents = contract.latents(poutine.trace(guide).get_trace(*as_batch(x)))
     discrete = {name: site["value"] for name, site in latents.items() if not site["fn"].has_rsample}
     return {name: pv.nets.MLP(value.shape[-1], (4,), 1) for name, value in discrete.items()}
 
 
 def refusal(name, pair):
     """Return why a pair cannot be trained so, by the kind of its sites; None where it can."""
-    sites = contract.latents(poutine.trace(pair.guide).get_trace(pair.data())).values()
+    sites = contract.latents(poutine.trace(pair.guide).get_trace(*as_batch(pair.data()))).values()
     if name == "dreg" and any(not site["fn"].has_rsample for site in sites):
         return "dreg needs reparameterised sites"
     return None

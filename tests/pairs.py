@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae import contract, supports, zoo
+from ppl_vae.batches import as_batch
+from ppl_vae.indexing import alike
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,)}
@@ -21,14 +23,38 @@ SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,)}
 AT_LEAST = 8
 
 
+# What a batch holds besides x, by the names of the programs' arguments.
+GIVEN = {
+    "y": lambda n, x_dim: torch.arange(n) % SMALL["y_dim"],
+    "observed": lambda n, x_dim: torch.arange(n * x_dim).reshape(n, -1) % 4 != 1,
+}
+
+
 @dataclass(frozen=True)
 class Pair:
     model: nn.Module
     guide: nn.Module
 
-    def data(self, n: int = 5) -> Tensor:
-        """Draw data that the likelihood supports: its own."""
-        return pv.sample(self.model, shape=(SMALL["x_dim"],), n=n, seed=1)["x"]
+    @property
+    def arguments(self) -> list[str]:
+        """Return the names of what either program takes, rows of the data set last."""
+        takes = [inspect.signature(program.forward).parameters for program in (self.model, self.guide)]
+        names = [name for name, p in {**takes[1], **takes[0]}.items() if p.kind is not p.VAR_POSITIONAL]
+        return sorted(names, key=lambda name: (name == "index", name != "x"))
+
+    def data_set(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | tuple[Tensor, ...]:
+        """Draw data that the likelihood supports, its own, in the form that `pv.fit` takes."""
+        rest = tuple(GIVEN[name](n, x_dim) for name in self.arguments if name not in ("x", "index"))
+        dtypes = [p.dtype for p in self.parameters().values()]
+        like = (torch.zeros(n, x_dim, dtype=next(iter(dtypes), torch.float32)), *rest)
+        x = pv.sample(self.model, like=like, n=n, seed=1)["x"]
+        return (x, *rest) if rest else x
+
+    def data(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | tuple[Tensor, ...]:
+        """Draw a batch, with its rows in the data set where a program asks for them."""
+        batch = as_batch(self.data_set(n, x_dim))
+        batch += (torch.arange(n),) if "index" in self.arguments else ()
+        return batch if len(batch) > 1 else batch[0]
 
     def parameters(self) -> dict[str, Tensor]:
         return pv.programs.Programs(self.model, self.guide).parameters()
@@ -42,6 +68,15 @@ def make(model: str, guide: str) -> Pair:
     return Pair(p.double(), q.double())
 
 
+def _asked(program: nn.Module) -> list[str]:
+    return [name for name, p in inspect.signature(program.forward).parameters.items() if p.kind is not p.VAR_POSITIONAL]
+
+
+def part(batch: Tensor | tuple[Tensor, ...], rows: slice) -> Tensor | tuple[Tensor, ...]:
+    """Return some rows of a batch."""
+    return batch[rows] if torch.is_tensor(batch) else tuple(tensor[rows] for tensor in batch)
+
+
 @cache
 def fits(model: str, guide: str) -> bool:
     """Tell whether a guide draws just what a model leaves latent: same names, shapes and supports."""
@@ -49,8 +84,10 @@ def fits(model: str, guide: str) -> bool:
         pair = make(model, guide)
     except TypeError:  # a closed form that this model does not have
         return False
-    x = pair.data()
-    traces = [poutine.trace(program).get_trace(x) for program in (pair.model, pair.guide)]
+    if [name for name in pair.arguments if name not in ("x", "index")] != _asked(pair.model)[1:]:
+        return False  # a guide that reads what the model's batch has not
+    batch = as_batch(pair.data())
+    traces = [poutine.trace(program).get_trace(*batch) for program in alike(pair.model, pair.guide)]
     wanted, drawn = (contract.latents(trace) for trace in traces)
     if {name for name, site in wanted.items() if not contract.is_marked(site)} != set(drawn):
         return False

@@ -14,7 +14,6 @@ PYTHON_FILES = [path for folder in ("ppl_vae", "models", "guides") for path in (
 
 # What each part of the library may import of the library; other parts may import anything below them.
 MAY_IMPORT = {
-    "nets": set(),
     "components": set(),
     "covariances": {"components"},
     "regression": {"components"},
@@ -91,9 +90,9 @@ MAY_IMPORT = {
     "m_steps": {"ascent", "batches", "conditioning", "contract", "latent_structure", "programs"},
     "starts": set(),
     "positive_definite": set(),
-    "priors": {"positive_definite"},
+    "conjugate_priors": {"positive_definite"},
     "matrices": set(),
-    "families": {"matrices", "priors"},
+    "families": {"conjugate_priors", "matrices"},
     "natural_forms": {"contract", "densities"},
     "factors": {"contract", "families"},
     "factorisation": {"batches", "contract", "factors", "natural_forms", "programs", "tracing"},
@@ -104,14 +103,28 @@ MAY_IMPORT = {
         "programs",
     },
 }
-PARTS_OF_PROGRAMS = {"nets", "components", "covariances", "priors", "regression"}
+PARTS_OF_PROGRAMS = {
+    *("nets", "distributions", "priors", "components", "covariances", "conjugate_priors", "regression"),
+}
 # Bounds are functions of particles; estimators also run programs, through weigh alone.
 BOUNDS = {"vocabulary", "bounds", "discrete", "parts", "paths", "weighted", "schedules", "relaxations", "options"}
 ESTIMATORS = {"antithetic", "drawing", "drawn_elsewhere", "muprop", "nvil", "rebar", "relaxed"}
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles"} for name in BOUNDS}
 MAY_IMPORT |= {f"objectives.{name}": {"gradients", "objectives", "particles", "weighing"} for name in ESTIMATORS}
 PUBLIC = {
-    *("data", "objectives", "nets", "covariances", "Particles", "Evaluation", "Fit", "ContractError", "ELBO"),
+    *(
+        "data",
+        "objectives",
+        "nets",
+        "distributions",
+        "priors",
+        "covariances",
+        "Particles",
+        "Evaluation",
+        "Fit",
+        "ContractError",
+        "ELBO",
+    ),
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
     *("variational_em", "variational_em_step", "normal_prior"),
     *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "em", "em_step", "cavi"),
@@ -138,6 +151,16 @@ def test_programs_import_parts_of_programs_and_nothing_else_of_the_library(kind)
     for path in (ROOT / kind).glob("*.py"):
         assert ours(path) <= PARTS_OF_PROGRAMS, path
         assert {name.split(".")[0] for name in imports(path)} <= {"ppl_vae", "pyro", "torch", "collections", "math"}
+
+
+# Packages of which programs are made; each may import those before it.
+LAYERS = ["distributions", "nets", "priors"]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_what_programs_are_made_of_imports_torch_pyro_and_what_is_below(package):
+    for path in (ROOT / "ppl_vae" / package).glob("*.py"):
+        assert {name.split(".")[0] for name in ours(path)} <= set(LAYERS[: LAYERS.index(package) + 1]), path
 
 
 @pytest.mark.parametrize("module", sorted(MAY_IMPORT))
@@ -178,7 +201,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    modules = {"data", "objectives", "nets", "covariances", "starts"}
+    modules = {"data", "objectives", "nets", "covariances", "starts", "distributions", "priors"}
     verbs = {name for name in PUBLIC if name.islower()} - modules
     assert all(callable(getattr(pv, verb)) for verb in verbs)
 

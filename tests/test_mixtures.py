@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 import ppl_vae as pv
 from ppl_vae import covariances
-from ppl_vae.guides.enumerated import Enumerated
+from ppl_vae.guides.empty import Empty
 from ppl_vae.models.bayesian_bernoulli_mixture import BayesianBernoulliMixture
 from ppl_vae.models.bayesian_diagonal_mixture import BayesianDiagonalMixture
 from ppl_vae.models.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -146,7 +146,7 @@ def test_probabilities_of_zero_and_one_stay_finite_and_cost_the_data_nothing(dty
     model = BernoulliMixture(X_DIM, 1).to(dtype)
     model.m_step({"y": torch.ones(2, 1, dtype=dtype)}, x)
     contradicting = 1 - x
-    log_px = pv.weigh(model, Enumerated(), torch.cat([x, contradicting])).log_w[0]
+    log_px = pv.weigh(model, Empty(), torch.cat([x, contradicting])).log_w[0]
     torch.testing.assert_close(log_px[:2].detach(), torch.full((2,), 0.5, dtype=dtype).log())
     assert log_px[2:].isfinite().all()
     assert (log_px[2:] < -170).all()
@@ -276,13 +276,13 @@ def test_the_bernoulli_mixture_names_a_component_without_data():
 def test_weights_under_the_empty_guide_are_the_likelihood(kind):
     (x, r), model = clusters(), gaussian(kind)
     model.m_step({"y": r}, x)
-    log_w = pv.weigh(model, Enumerated(), x, particles=2).log_w
+    log_w = pv.weigh(model, Empty(), x, particles=2).log_w
     torch.testing.assert_close(log_w, joint(model, x)[0].logsumexp(1).expand(2, -1))
 
 
 def test_the_bernoulli_mixtures_weights_are_its_likelihood():
     (x, _), model = pixels(), BernoulliMixture(X_DIM, Y_DIM).double()
-    log_w = pv.weigh(model, Enumerated(), x).log_w
+    log_w = pv.weigh(model, Empty(), x).log_w
     torch.testing.assert_close(log_w[0], joint(model, x)[0].logsumexp(1))
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributions import biject_to, transform_to
 
+from ppl_vae.conjugate_priors import Wishart
 from ppl_vae.positive_definite import POSITIVE_DEFINITE, PositiveDefiniteFromVector
-from ppl_vae.priors import Wishart
 
 BIJECTION = PositiveDefiniteFromVector()
 

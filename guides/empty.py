@@ -15,16 +15,16 @@ Reference: F. Obermeyer et al., "Tensor Variable Elimination for Plated Factor G
 https://arxiv.org/abs/1902.03210.
 
 Example:
-    >>> from ppl_vae.guides.enumerated import Enumerated
+    >>> from ppl_vae.guides.empty import Empty
     >>> from ppl_vae.models.gaussian_mixture import GaussianMixture
-    >>> pv.check(GaussianMixture(x_dim=2), Enumerated(), torch.zeros(3, 2))
+    >>> pv.check(GaussianMixture(x_dim=2), Empty(), torch.zeros(3, 2))
 """
 
 import pyro
 from torch import Tensor, nn
 
 
-class Enumerated(nn.Module):
+class Empty(nn.Module):
     """Guide without latents and without parameters."""
 
     def forward(self, x: Tensor, *rest: Tensor) -> None:

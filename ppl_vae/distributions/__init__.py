@@ -1,0 +1,6 @@
+"""Distributions that torch and Pyro lack, or have without what deep latent-variable models ask of them.
+
+Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
+"""
+
+__all__: list[str] = []

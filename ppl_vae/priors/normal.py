@@ -1,0 +1,28 @@
+"""The standard normal prior."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+__all__ = ["StandardNormal"]
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(0, I).
+
+    Args:
+        z_dim: number of latent dimensions.
+
+    Example:
+        >>> StandardNormal(3)().event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, z_dim: int):
+        super().__init__()
+        # A buffer, so that the prior follows the module's device and dtype.
+        self.register_buffer("zeros", torch.zeros(z_dim), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return p(z)."""
+        return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
