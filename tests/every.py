@@ -1,13 +1,12 @@
-"""Every objective of the library, functions and modules, made for a pair of programs."""
+"""Every objective of the library, functions and modules, and the pairs of programs that it is to meet."""
 
 import pairs
-import torch
 from pyro import poutine
 
-import ppl_vae as pv
-from ppl_vae import contract, objectives
+from ppl_vae import applicability, contract, objectives
 from ppl_vae.batches import as_batch
 
+make = applicability.objective_for
 NAMES = [*objectives.every(), *objectives.estimators()]
 
 # A bound, one of closed-form KLs, one with a score, one that follows the path, one that takes draws as given, an
@@ -21,27 +20,8 @@ def meetings():
     Every objective meets every kind of pair, and every pair every kind of objective.
     """
     apart = pairs.one_of_each_kind()
-    return [(pair, name) for pair in pairs.names() for name in (NAMES if pair in apart else ONE_OF_EACH_KIND)]
-
-
-def make(name, pair):
-    """Return an objective by name; estimators with networks get them in the pair's sizes."""
-    if name in objectives.every():
-        return objectives.every()[name]
-    options = {
-        "NVIL": {"x_dim": as_batch(pair.data())[0].shape[1]},
-        "RELAX": networks(pair.guide, pair.data()),
-        "EUBO": {"posterior": pair.guide},
-    }
-    torch.manual_seed(0)
-    return objectives.estimators()[name](**options.get(name, {})).double()
-
-
-def networks(guide, x):
-    """Return a small network for each discrete site of a guide."""
-    latents = contract.latents(poutine.trace(guide).get_trace(*as_batch(x)))
-    discrete = {name: site["value"] for name, site in latents.items() if not site["fn"].has_rsample}
-    return {name: pv.nets.MLP(value.shape[-1], (4,), 1) for name, value in discrete.items()}
+    found = [*pairs.names(), *pairs.variants()]
+    return [(pair, name) for pair in found for name in (NAMES if pair in apart else ONE_OF_EACH_KIND)]
 
 
 def refusal(name, pair):

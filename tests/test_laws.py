@@ -22,10 +22,11 @@ from ppl_vae.estimation import estimate
 from ppl_vae.programs import Programs
 
 PAIRS = pairs.names()
+VARIED = [*PAIRS, *pairs.variants()]
 MEETINGS = every.meetings()
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
+@pytest.fixture(params=VARIED, ids="-".join)
 def pair(request):
     return pairs.make(*request.param)
 
@@ -57,7 +58,7 @@ def test_discovery_finds_the_tree():
 
 
 def test_meetings_leave_out_no_objective_no_pair_and_no_path():
-    assert {pair for pair, _ in MEETINGS} == set(PAIRS)
+    assert {pair for pair, _ in MEETINGS} == set(VARIED)
     everything = {**pv.objectives.every(), **pv.objectives.estimators()}
     for kind in {pairs.kind(*pair) for pair in PAIRS}:
         assert {name for pair, name in MEETINGS if pairs.kind(*pair) == kind} == everything.keys()
@@ -90,10 +91,24 @@ def test_weights_have_a_value_for_each_particle_and_datum(pair):
         assert value.shape[:2] == (3, 5)
 
 
+@of_each_kind
 def test_objectives_give_a_number_for_each_datum(pair, objective):
     value, surrogate = estimate(objective, pair.model, pair.guide, pair.data(5), particles=3)
     assert value.shape == surrogate.shape == (5,)
     assert not value.requires_grad
+
+
+def image_network(in_dim, hidden, out_dim, activation=torch.nn.ReLU, dense=pv.nets.MLP):
+    """Return a convolutional network where one end is an image of 2 x 3 pixels."""
+    if in_dim == 6:
+        return pv.nets.ConvEncoder((2, 3), out_dim)
+    return pv.nets.ConvDecoder(in_dim, (2, 3)) if out_dim == 6 else dense(in_dim, hidden, out_dim, activation)
+
+
+@pytest.mark.parametrize("names", VARIED, ids="-".join)
+def test_programs_work_with_convolutions(names, monkeypatch):
+    monkeypatch.setattr(pv.nets, "MLP", image_network)
+    test_rows_do_not_depend_on_each_other(pairs.make(*names))
 
 
 def test_rows_do_not_depend_on_each_other(pair):
@@ -106,6 +121,7 @@ def test_rows_do_not_depend_on_each_other(pair):
         torch.testing.assert_close(alone.log_w, together.log_w[:, i : i + 1], rtol=1e-10, atol=1e-10)
 
 
+@of_each_kind
 def test_every_parameter_gets_a_gradient(pair, objective):
     estimate(objective, pair.model, pair.guide, pair.data(5), particles=3).surrogate.sum().backward()
     for name, parameter in pair.parameters().items():
@@ -204,6 +220,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@of_each_kind
 def test_loss_and_gradients_never_wait_for_the_device(pair, objective):
     """A number read off a tensor would stop a GPU at every step, and capture altogether."""
     x, parameters = pair.data(), list(pair.parameters().values())

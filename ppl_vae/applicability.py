@@ -1,0 +1,110 @@
+"""Which objectives can train which pairs, and the mathematical reason where one cannot."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pyro import poutine
+from torch import nn
+
+from ppl_vae import contract, nets, objectives, zoo
+from ppl_vae.batches import as_batch
+from ppl_vae.checking_objectives import check_objective
+from ppl_vae.indexing import alike
+from ppl_vae.pairing import Names, Pair
+from ppl_vae.programs import forked_random_state
+
+__all__ = ["objective_for", "reason_against", "reasons", "table"]
+
+PARTICLES = 4
+
+
+def objective_for(name: str, pair: Pair) -> Any:
+    """Return an objective by name; an estimator that has networks gets small ones that fit the pair.
+
+    Example:
+        >>> from ppl_vae.pairing import make
+        >>> type(objective_for("NVIL", make("sigmoid_belief_network", "bernoulli"))).__name__
+        'NVIL'
+    """
+    if name in objectives.every():
+        return objectives.every()[name]
+    batch, made = as_batch(pair.data()), objectives.estimators()[name]
+    with forked_random_state(0):
+        if made is objectives.RELAX:
+            return made(**_networks(pair)).double()
+        return zoo.build(made, {"x_dim": batch[0].shape[1], "posterior": pair.guide}).double()
+
+
+def _networks(pair: Pair) -> Mapping[str, nn.Module]:
+    """Return a small network for each discrete site of the guide."""
+    _, guide = alike(pair.model, pair.guide)
+    with forked_random_state(0):
+        sites = contract.latents(poutine.trace(guide).get_trace(*as_batch(pair.data())))
+    discrete = {name: site["value"] for name, site in sites.items() if not site["fn"].has_rsample}
+    return {name: nets.MLP(value.shape[-1], (4,), 1) for name, value in discrete.items()}
+
+
+def reason_against(name: str, pair: Pair) -> str | None:
+    """Return why an objective cannot train a pair, None where it can.
+
+    Example:
+        >>> from ppl_vae.pairing import make
+        >>> reason_against("elbo", make("vae", "normal")) is None
+        True
+        >>> reason_against("dreg", make("sigmoid_belief_network", "bernoulli"))
+        "objective: site 'z' is drawn without reparameterisation, which dreg needs; ..."
+    """
+    model, guide = alike(pair.model, pair.guide)
+    objective = objective_for(name, pair)
+    if objectives.facts(objective).upper and not [*pair.guide.parameters()]:
+        return "objective: an upper bound trains the guide alone, which has no parameters of its own; train on elbo"
+    try:
+        with forked_random_state(0):
+            check_objective(objective, model, guide, as_batch(pair.data()), PARTICLES)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def reasons(pair: Pair) -> dict[str, str]:
+    """Return, for each objective that cannot train a pair, the reason, without names of sites and without repair.
+
+    Example:
+        >>> from ppl_vae.pairing import make
+        >>> [*reasons(make("sigmoid_belief_network", "bernoulli"))]
+        ['dreg']
+    """
+    found = {name: reason_against(name, pair) for name in (*objectives.every(), *objectives.estimators())}
+    return {name: _in_general(text) for name, text in found.items() if text}
+
+
+def _in_general(text: str) -> str:
+    """Return what an error says of any program: its first clause."""
+    return re.sub(r"site '\w+'", "a site", text.removeprefix("objective: ").split(";")[0].replace("\n", " "))
+
+
+def table(found: Mapping[Names, Mapping[str, str]]) -> str:
+    """Return a Markdown table of pairs and objectives, with a letter for each reason why one cannot train the other.
+
+    Objectives that stand alike with all pairs share a column.
+
+    Args:
+        found: `reasons` by pair.
+
+    Example:
+        >>> print(table({("vae", "normal"): {}, ("sbn", "bernoulli"): {"dreg": "no path"}}).splitlines()[-1])
+        (a) no path
+    """
+    letters = dict(zip(dict.fromkeys(r for row in found.values() for r in row.values()), _LETTERS, strict=False))
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name in (*objectives.every(), *objectives.estimators()):
+        columns.setdefault(tuple(letters.get(row.get(name, ""), "x") for row in found.values()), []).append(name)
+    lines = ["| model | guide | " + " | ".join(f"`{'`, `'.join(names)}`" for names in columns.values()) + " |"]
+    lines += ["| --- | --- |" + " :---: |" * len(columns)]
+    for i, (model, guide, *_) in enumerate(found):
+        lines.append(f"| `{model}` | `{guide}` | " + " | ".join(cells[i] for cells in columns) + " |")
+    return "\n".join([*lines, "", *(f"({letter}) {reason}" for reason, letter in letters.items())])
+
+
+_LETTERS = "abcdefghijklmnopqrstuvw"

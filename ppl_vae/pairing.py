@@ -1,0 +1,179 @@
+"""Which guides of the zoo fit which models, found by making all of them small and running them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_vae import contract, nets, priors, supports, zoo
+from ppl_vae.batches import Batch, as_batch
+from ppl_vae.indexing import alike
+from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.sampling import sample
+
+__all__ = ["SMALL", "Names", "Pair", "fits", "make", "names", "variants", "with_global_latents"]
+
+# Sizes at which every program of the zoo runs in milliseconds.
+SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,)}
+
+# What a batch holds besides x, by the names of the programs' arguments.
+GIVEN: dict[str, Callable[[int, int], Tensor]] = {
+    "y": lambda n, x_dim: torch.arange(n) % SMALL["y_dim"],
+    "observed": lambda n, x_dim: torch.arange(n * x_dim).reshape(n, -1) % 4 != 1,
+}
+
+# Of model and guide; and of a prior or a head that takes the place of a VAE's own.
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model with a guide, and data for both.
+
+    Example:
+        >>> make("vae", "normal").data(3).shape
+        torch.Size([3, 6])
+    """
+
+    model: nn.Module
+    guide: nn.Module
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return the names of what either program takes, x first and rows of the data set last."""
+        taken = [*_arguments(self.model), *_arguments(self.guide)]
+        return sorted(dict.fromkeys(taken), key=lambda name: (name == "index", name != "x"))
+
+    def data_set(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | Batch:
+        """Draw data that the likelihood supports, its own, in the form that `ppl_vae.fit` takes."""
+        rest = tuple(GIVEN[name](n, x_dim) for name in self.arguments if name not in ("x", "index"))
+        dtypes = [p.dtype for p in self.parameters().values()]
+        like = (torch.zeros(n, x_dim, dtype=next(iter(dtypes), torch.float32)), *rest)
+        x = sample(self.model, like=like, n=n, seed=1)["x"]
+        return (x, *rest) if rest else x
+
+    def data(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | Batch:
+        """Draw a batch, with its rows in the data set where a program asks for them."""
+        batch = as_batch(self.data_set(n, x_dim))
+        batch += (torch.arange(n),) if "index" in self.arguments else ()
+        return batch if len(batch) > 1 else batch[0]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return all parameters by name."""
+        return Programs(self.model, self.guide).parameters()
+
+
+def make(model: str, guide: str, part: str | None = None) -> Pair:
+    """Return a small pair in float64.
+
+    Args:
+        model: its name in the zoo.
+        guide: likewise.
+        part: the name of a prior, or of a head, that the model is to have.
+
+    Example:
+        >>> type(make("vae", "normal", "ToNormalOneScale").model.decoder[-1]).__name__
+        'ToNormalOneScale'
+    """
+    with forked_random_state(0):
+        if part in priors.__all__:  # some are made of the guide's encoder
+            q = zoo.build(zoo.find("guides", guide), SMALL)
+            made = {"prior": zoo.build(getattr(priors, part), SMALL | {"encoder": q.encoder, "components": 3})}
+            p = zoo.build(zoo.find("models", model), SMALL | made)
+        else:
+            p = zoo.build(zoo.find("models", model), SMALL | (_decoder(part) if part else {}))
+            q = zoo.build(zoo.find("guides", guide), SMALL | {"model": p})
+    return Pair(p.double(), q.double())
+
+
+def _decoder(head: str) -> Mapping[str, nn.Module]:
+    """Return a VAE's decoder with a head by name."""
+    made = zoo.build(getattr(nets, head), SMALL)
+    return {"decoder": nn.Sequential(nets.MLP(SMALL["z_dim"], (8,), made.outputs * SMALL["x_dim"]), made)}
+
+
+@cache
+def fits(model: str, guide: str) -> bool:
+    """Tell whether a guide draws just what a model leaves latent: same names, shapes and supports.
+
+    Example:
+        >>> fits("vae", "normal"), fits("vae", "bernoulli")
+        (True, False)
+    """
+    try:
+        pair = make(model, guide)
+    except TypeError:  # a closed form that this model does not have
+        return False
+    if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
+        return False  # the guide reads what the model's batch has not
+    batch = as_batch(pair.data())
+    traces = [poutine.trace(program).get_trace(*batch) for program in alike(pair.model, pair.guide)]
+    wanted, drawn = (contract.latents(trace) for trace in traces)
+    if {name for name, site in wanted.items() if not contract.is_marked(site)} - set(drawn) or set(drawn) - set(wanted):
+        return False
+    try:
+        supports.check_pair_shapes(*traces)
+        supports.check_densities(*traces)
+        supports.check_supports(*traces)
+    except contract.ContractError:
+        return False
+    return True
+
+
+def _arguments(program: nn.Module) -> list[str]:
+    parameters = inspect.signature(program.forward).parameters
+    return [name for name, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
+
+
+def names() -> list[Names]:
+    """Return the names of all pairs that fit.
+
+    Example:
+        >>> ("vae", "normal") in names()
+        True
+    """
+    shared = with_global_latents()
+    models = [name for name in zoo.discover("models") if name not in shared]
+    return [(m, g) for m in models for g in zoo.discover("guides") if fits(m, g)]
+
+
+def variants() -> list[Names]:
+    """Return the names of the VAEs that differ from the first in their prior or their likelihood.
+
+    Example:
+        >>> ("vae", "normal", "ToNormalOneScale") in variants()
+        True
+    """
+    heads = [name for name in nets.__all__ if hasattr(getattr(nets, name), "outputs")]
+    return [("vae", "normal", part) for part in (*priors.__all__, *heads)]
+
+
+def with_global_latents() -> set[str]:
+    """Return the names of the models with a latent that all data share; no guide for batches can weigh them.
+
+    Example:
+        >>> "bayesian_gaussian_mixture" in with_global_latents()
+        True
+    """
+    return {name for name, model in zoo.discover("models").items() if has_global_latents(model)}
+
+
+@cache
+def has_global_latents(model: type[nn.Module]) -> bool:
+    """Run a model, and tell whether it draws anything outside the plate "data".
+
+    Example:
+        >>> has_global_latents(zoo.find("models", "vae"))
+        False
+    """
+    made: Any = zoo.build(model, SMALL)
+    batch = [GIVEN.get(name, lambda n, x_dim: torch.ones(n, x_dim))(5, SMALL["x_dim"]) for name in _arguments(made)]
+    with forked_random_state(0):
+        trace = poutine.trace(poutine.uncondition(made)).get_trace(*batch)
+    plates = [{frame.name for frame in site["cond_indep_stack"]} for _, site in contract.sample_sites(trace)]
+    return any(contract.DATA_PLATE not in found for found in plates)
