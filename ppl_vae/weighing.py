@@ -8,11 +8,12 @@ import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
-from torch.distributions import Independent, OneHotCategorical, kl_divergence
+from torch.distributions import Independent, OneHotCategorical
 
 from ppl_vae import contract
 from ppl_vae.batches import as_batch
 from ppl_vae.contract import ContractError, Site
+from ppl_vae.divergences import closed_kl
 from ppl_vae.enumeration import enumerated_by, expanded, summed_out
 from ppl_vae.gradients import along
 from ppl_vae.indexing import alike
@@ -262,7 +263,7 @@ def _axes(drawn: Site, density: Tensor, name: str) -> int:
 def _closed_kl(
     model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return KL(q || p) of each latent that torch or Pyro know in closed form."""
+    """Return KL(q || p) of each latent that has it in closed form."""
     contract.check_order(model_trace, guide_trace)
     p_sites, q_sites = contract.latents(model_trace), contract.latents(guide_trace)
     found = {}
@@ -272,9 +273,8 @@ def _closed_kl(
             continue
         if contract.has_mask(q["fn"]) or contract.has_mask(p_sites[name]["fn"]):
             continue  # Pyro's closed form covers what either masks
-        try:
-            divergence = kl_divergence(q["fn"], p_sites[name]["fn"])
-        except NotImplementedError:
+        divergence = closed_kl(q["fn"], p_sites[name]["fn"])
+        if divergence is None:
             continue
         covered = scale_and_mask(divergence, 1.0, q["mask"])
         # Where one program alone masks the site, what is left of the two densities is no divergence.

@@ -69,7 +69,11 @@ MAY_IMPORT = {
     "compiling": {"batches", "capture", "parallel", "programs", "remarks", "replaying", "rewriting", "watching"},
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
-    "weighing": {"batches", "contract", "enumeration", "gradients", "indexing", "particles", "programs", "tracing"},
+    "divergences": set(),
+    "weighing": {
+        *("batches", "contract", "divergences", "enumeration", "gradients", "indexing", "particles", "programs"),
+        "tracing",
+    },
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
     "figures": {"batches", "crossing", "objectives", "programs", "progress"},
     "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},

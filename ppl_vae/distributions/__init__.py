@@ -3,4 +3,8 @@
 Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
 """
 
-__all__: list[str] = []
+from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
+from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNormal
+from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
+
+__all__ = ["ContinuousBernoulli", "DiscretisedLogistic", "GreyLevels", "LowRankNormal", "TriangularNormal"]

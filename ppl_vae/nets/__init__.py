@@ -6,7 +6,29 @@ number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
+from ppl_vae.nets.correlated_heads import ToLowRankNormal, ToMultivariateNormal
 from ppl_vae.nets.dense import MLP
-from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
+from ppl_vae.nets.heads import (
+    ToBernoulli,
+    ToContinuousBernoulli,
+    ToDiscretisedLogistic,
+    ToNormal,
+    ToNormalFixedScale,
+    ToNormalOneScale,
+    ToNormalPixelScale,
+)
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToNormal", "ToNormalOneScale"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "ToBernoulli",
+    "ToContinuousBernoulli",
+    "ToDiscretisedLogistic",
+    "ToLowRankNormal",
+    "ToMultivariateNormal",
+    "ToNormal",
+    "ToNormalFixedScale",
+    "ToNormalOneScale",
+    "ToNormalPixelScale",
+]
