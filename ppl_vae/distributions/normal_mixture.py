@@ -1,7 +1,7 @@
 """Mixtures of diagonal normals with pathwise gradients, lean where all data share many components."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -47,7 +47,7 @@ class NormalMixture(TorchDistribution):
         torch.Size([7, 4, 1])
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar[dict[str, Any]] = {
         "logits": constraints.independent(constraints.real, 1),
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
@@ -58,8 +58,8 @@ class NormalMixture(TorchDistribution):
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
         if min(loc.dim(), scale.dim()) < 2 or logits.dim() < 1 or not _fit(logits, loc, scale):
             raise ValueError(
-                f"logits, loc, scale: expected shapes (..., C), (..., C, D) and (..., C, D), found {tuple(logits.shape)}, "
-                f"{tuple(loc.shape)} and {tuple(scale.shape)}"
+                "logits, loc, scale: expected shapes (..., C), (..., C, D) and (..., C, D), found "
+                f"{tuple(logits.shape)}, {tuple(loc.shape)} and {tuple(scale.shape)}"
             )
         self.logits, self.loc, self.scale = logits.log_softmax(-1), loc, scale
         batch = torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
@@ -107,7 +107,7 @@ class NormalMixture(TorchDistribution):
         return self.logits + _densities(value, self.loc, self.scale).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws without gradients."""
         shape = self._extended_shape(Size(sample_shape))
         # In float64, since small probabilities of thousands of components would be lost in a running sum.
@@ -120,7 +120,7 @@ class NormalMixture(TorchDistribution):
         loc, scale = (_taken(part, chosen, shape) for part in (self.loc, self.scale))
         return loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws with pathwise gradients."""
         drawn = self.sample(sample_shape)
         moves = any(part.requires_grad for part in (self.logits, self.loc, self.scale))

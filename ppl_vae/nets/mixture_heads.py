@@ -40,7 +40,7 @@ class ToNormalMixture(nn.Module):
                 f"components: expected {self.components} x (2 D + 1) numbers, found {h.shape[-1]}; give the network "
                 f"before this head {self.components} * (2 * z_dim + 1) outputs"
             )
-        # Out of mixed precision, as every head: a log density is a sum over dimensions, for which eight bits are too few.
+        # Out of mixed precision: a log density is a sum over dimensions, for which eight bits are too few.
         h = h.float() if torch.is_autocast_enabled(h.device.type) else h
         parts = h.unflatten(-1, (self.components, each))
         logits, loc, raw = parts.split([1, each // 2, each // 2], dim=-1)

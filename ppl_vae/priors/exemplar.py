@@ -35,7 +35,8 @@ class Exemplar(nn.Module):
     Args:
         encoder: module, or other callable, from ``(N, ...)`` to a distribution with batch shape ``(N,)``, such as
             ``guide.encoder`` of `ppl_vae.guides.normal`.
-        exemplars: ``(N, ...)``. They are not saved with the model; a program that is loaded is given them again.
+        exemplars: ``(N, ...)``, in the type that the encoder takes. They are not saved with the model; a program that
+            is loaded is given them again.
         kernel: module from the posteriors to the components; the posteriors themselves when left out.
         subset: how many exemplars a call in training mode takes, from 2 to N; all when left out.
 
@@ -81,7 +82,7 @@ class Exemplar(nn.Module):
     def forward(self) -> TorchDistribution:
         """Return p(z)."""
         rows = self._taken()
-        return mixture(torch.zeros_like(rows, dtype=torch.get_default_dtype()), self._components(rows))
+        return mixture(self.exemplars.new_zeros(rows.shape), self._components(rows))
 
     def without(self, index: Tensor) -> TorchDistribution:
         """Return the prior of each datum without its own component, for a program that names ``index``.
@@ -103,7 +104,7 @@ class Exemplar(nn.Module):
         """
         rows = self._taken()
         own = index.unsqueeze(-1) == rows
-        logits = torch.zeros(own.shape, device=rows.device).masked_fill(own, -math.inf)
+        logits = self.exemplars.new_zeros(own.shape).masked_fill(own, -math.inf)
         return mixture(logits, self._components(rows))
 
     def _taken(self) -> Tensor:

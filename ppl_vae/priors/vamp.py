@@ -32,7 +32,7 @@ class VampPrior(nn.Module):
         inputs: pseudo-inputs to begin with, ``(components, x_dim)``, such as training images a little greyed: one at
             the bound of where data lie is slow to leave it. Uniform noise when left out.
         support: where data lie; ``torch.distributions.constraints.real`` for real-valued data (needs ``inputs``).
-        logits: log weights ``(components,)``: an ``nn.Parameter`` is learned, a tensor is kept; equal ones when left out.
+        logits: log weights ``(components,)``: an ``nn.Parameter`` is learned, a tensor is kept; equal when left out.
 
     Raises:
         ValueError: ``inputs`` or ``logits`` do not fit, or ``inputs`` lie outside the support.
