@@ -6,5 +6,14 @@ Each is a Pyro distribution: batch and event shapes, draws, log densities in nat
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNormal
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
+from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
 
-__all__ = ["ContinuousBernoulli", "DiscretisedLogistic", "GreyLevels", "LowRankNormal", "TriangularNormal"]
+__all__ = [
+    "ContinuousBernoulli",
+    "DiscretisedLogistic",
+    "GreyLevels",
+    "LowRankNormal",
+    "NormalMixture",
+    "TriangularNormal",
+    "mixture",
+]

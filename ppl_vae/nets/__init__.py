@@ -17,6 +17,7 @@ from ppl_vae.nets.heads import (
     ToNormalOneScale,
     ToNormalPixelScale,
 )
+from ppl_vae.nets.mixture_heads import ToNormalMixture
 
 __all__ = [
     "MLP",
@@ -29,6 +30,7 @@ __all__ = [
     "ToMultivariateNormal",
     "ToNormal",
     "ToNormalFixedScale",
+    "ToNormalMixture",
     "ToNormalOneScale",
     "ToNormalPixelScale",
 ]

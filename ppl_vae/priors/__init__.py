@@ -3,6 +3,9 @@
 Parameters of a learned prior are the model's. (Conjugate priors of parameters: `ppl_vae.conjugate_priors`.)
 """
 
+from ppl_vae.priors.exemplar import Exemplar, OneScale
+from ppl_vae.priors.mixture import FixedMixtureOfNormals, MixtureOfNormals
 from ppl_vae.priors.normal import StandardNormal
+from ppl_vae.priors.vamp import VampPrior
 
-__all__ = ["StandardNormal"]
+__all__ = ["Exemplar", "FixedMixtureOfNormals", "MixtureOfNormals", "OneScale", "StandardNormal", "VampPrior"]
