@@ -5,8 +5,10 @@ network and a head in an ``nn.Sequential`` and you have one. Everything here acc
 number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
+from ppl_vae.nets import flows
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.flows import ToFlow
 from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToNormal", "ToNormalOneScale"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToFlow", "ToNormal", "ToNormalOneScale", "flows"]
