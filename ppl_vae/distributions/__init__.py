@@ -6,6 +6,7 @@ Each is a Pyro distribution: batch and event shapes, draws, log densities in nat
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNormal
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
+from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GreyLevels",
     "LowRankNormal",
     "NormalMixture",
+    "NormalizingFlow",
     "TriangularNormal",
     "mixture",
 ]

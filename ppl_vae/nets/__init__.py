@@ -5,9 +5,11 @@ network and a head in an ``nn.Sequential`` and you have one. Everything here acc
 number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
+from ppl_vae.nets import flows
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.correlated_heads import ToLowRankNormal, ToMultivariateNormal
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.flows import ToFlow
 from ppl_vae.nets.heads import (
     ToBernoulli,
     ToContinuousBernoulli,
@@ -26,6 +28,7 @@ __all__ = [
     "ToBernoulli",
     "ToContinuousBernoulli",
     "ToDiscretisedLogistic",
+    "ToFlow",
     "ToLowRankNormal",
     "ToMultivariateNormal",
     "ToNormal",
@@ -33,4 +36,5 @@ __all__ = [
     "ToNormalMixture",
     "ToNormalOneScale",
     "ToNormalPixelScale",
+    "flows",
 ]

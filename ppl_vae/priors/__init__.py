@@ -4,8 +4,18 @@ Parameters of a learned prior are the model's. (Conjugate priors of parameters: 
 """
 
 from ppl_vae.priors.exemplar import Exemplar, OneScale
+from ppl_vae.priors.flows import AutoregressiveFlow, CouplingFlow
 from ppl_vae.priors.mixture import FixedMixtureOfNormals, MixtureOfNormals
 from ppl_vae.priors.normal import StandardNormal
 from ppl_vae.priors.vamp import VampPrior
 
-__all__ = ["Exemplar", "FixedMixtureOfNormals", "MixtureOfNormals", "OneScale", "StandardNormal", "VampPrior"]
+__all__ = [
+    "AutoregressiveFlow",
+    "CouplingFlow",
+    "Exemplar",
+    "FixedMixtureOfNormals",
+    "MixtureOfNormals",
+    "OneScale",
+    "StandardNormal",
+    "VampPrior",
+]
