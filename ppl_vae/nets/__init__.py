@@ -7,6 +7,20 @@ number of leading axes (particles, enumerated values, data), convolutions too.
 
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.embeddings import OneHot, held_to
 from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
+from ppl_vae.nets.several import Joined, JoinedMLP, Reads
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToNormal", "ToNormalOneScale"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Joined",
+    "JoinedMLP",
+    "OneHot",
+    "Reads",
+    "ToBernoulli",
+    "ToNormal",
+    "ToNormalOneScale",
+    "held_to",
+]
