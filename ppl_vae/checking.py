@@ -262,8 +262,9 @@ def check_gradients(
     if unused:
         raise ContractError(
             f"parameter {', '.join(unused)}: trainable, but absent from the graph of the bound, so it would never "
-            "train; use it in the model or the guide, or in the log_prior of training, or freeze it with "
-            "requires_grad_(False)"
+            "train on batches like this one; use it in the model or the guide, or in the log_prior of training, freeze "
+            "it with requires_grad_(False), or, if other batches use it (such as those without labels), let the first "
+            "be one of them"
         )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
@@ -14,6 +13,7 @@ from torch import Tensor
 from ppl_vae import contract
 from ppl_vae.batches import Batch
 from ppl_vae.contract import ContractError
+from ppl_vae.distributions import partly_observed
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.sampling import mean_of
@@ -254,16 +254,7 @@ class _Likelihood(Messenger):
         if msg["name"] == self.site:
             self.fn = msg["fn"]
             if self.counted is not None:
-                msg["fn"] = _masked(self.fn, self.counted.reshape(-1, *self.fn.event_shape))
-
-
-def _masked(fn: Any, counted: Tensor) -> Any:
-    """Return a product over pixels, of which only some count."""
-    if isinstance(fn, dist.Independent):
-        return dist.Independent(_masked(fn.base_dist, counted), fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.MaskedDistribution):
-        return _masked(fn.base_dist, counted).mask(fn._mask)
-    return fn.mask(counted)
+                msg["fn"] = partly_observed(self.fn, self.counted.reshape(-1, *self.fn.event_shape))
 
 
 def _under(messenger: Messenger, program: Program) -> Program:

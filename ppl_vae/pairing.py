@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ppl_vae import contract, nets, priors, supports, zoo
 from ppl_vae.batches import Batch, as_batch
-from ppl_vae.indexing import alike
-from ppl_vae.programs import Programs, forked_random_state
+from ppl_vae.indexing import alike, signature_of
+from ppl_vae.programs import Program, Programs, forked_random_state
 from ppl_vae.sampling import sample
 
 __all__ = ["SMALL", "Names", "Pair", "fits", "make", "names", "variants", "with_global_latents"]
@@ -123,7 +123,10 @@ def fits(model: str, guide: str) -> bool:
     if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
         return False  # the guide reads what the model's batch has not
     batch = as_batch(pair.data())
-    traces = [poutine.trace(program).get_trace(*batch) for program in alike(pair.model, pair.guide)]
+    programs = alike(pair.model, pair.guide)
+    if not all(_takes(program, batch) for program in programs):
+        return False  # the guide reads less
+    traces = [poutine.trace(program).get_trace(*batch) for program in programs]
     wanted, drawn = (contract.latents(trace) for trace in traces)
     if {name for name, site in wanted.items() if not contract.is_marked(site)} - set(drawn) or set(drawn) - set(wanted):
         return False
@@ -132,6 +135,15 @@ def fits(model: str, guide: str) -> bool:
         supports.check_densities(*traces)
         supports.check_supports(*traces)
     except contract.ContractError:
+        return False
+    return True
+
+
+def _takes(program: Program, batch: Batch) -> bool:
+    """Tell whether a program can be called with the tensors of a batch."""
+    try:
+        signature_of(program).bind(*batch)
+    except TypeError:
         return False
     return True
 

@@ -8,6 +8,7 @@ from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNo
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
 from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
+from ppl_vae.distributions.partly_observed import PartlyObserved, partly_observed
 
 __all__ = [
     "ContinuousBernoulli",
@@ -16,6 +17,8 @@ __all__ = [
     "LowRankNormal",
     "NormalMixture",
     "NormalizingFlow",
+    "PartlyObserved",
     "TriangularNormal",
     "mixture",
+    "partly_observed",
 ]

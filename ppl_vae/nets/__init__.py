@@ -9,6 +9,7 @@ from ppl_vae.nets import flows
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.correlated_heads import ToLowRankNormal, ToMultivariateNormal
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.embeddings import OneHot, held_to
 from ppl_vae.nets.flows import ToFlow
 from ppl_vae.nets.heads import (
     ToBernoulli,
@@ -20,11 +21,16 @@ from ppl_vae.nets.heads import (
     ToNormalPixelScale,
 )
 from ppl_vae.nets.mixture_heads import ToNormalMixture
+from ppl_vae.nets.several import Joined, JoinedMLP, Reads
 
 __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "Joined",
+    "JoinedMLP",
+    "OneHot",
+    "Reads",
     "ToBernoulli",
     "ToContinuousBernoulli",
     "ToDiscretisedLogistic",
@@ -37,4 +43,5 @@ __all__ = [
     "ToNormalOneScale",
     "ToNormalPixelScale",
     "flows",
+    "held_to",
 ]
