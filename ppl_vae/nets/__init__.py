@@ -5,8 +5,25 @@ network and a head in an ``nn.Sequential`` and you have one. Everything here acc
 number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
+from ppl_vae.nets.codebooks import AveragedCodebook, LearnedCodebook, ToCodes, ToRelaxedCodes
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.grids import GridDecoder, GridEncoder, grid_of, image_shape
 from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToNormal", "ToNormalOneScale"]
+__all__ = [
+    "MLP",
+    "AveragedCodebook",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GridDecoder",
+    "GridEncoder",
+    "LearnedCodebook",
+    "ToBernoulli",
+    "ToCodes",
+    "ToNormal",
+    "ToNormalOneScale",
+    "ToRelaxedCodes",
+    "grid_of",
+    "image_shape",
+]
