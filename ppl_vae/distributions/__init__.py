@@ -3,6 +3,6 @@
 Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
 """
 
-from ppl_vae.distributions.codes import NearestCode, OneHotUniform, RelaxedOneHot
+from ppl_vae.distributions.codes import NearestCode, OneHotCodes, OneHotUniform, RelaxedOneHot
 
-__all__ = ["NearestCode", "OneHotUniform", "RelaxedOneHot"]
+__all__ = ["NearestCode", "OneHotCodes", "OneHotUniform", "RelaxedOneHot"]

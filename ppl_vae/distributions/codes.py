@@ -8,9 +8,26 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch.distributions import OneHotCategorical, constraints, register_kl
-from torch.nn import functional as F
 
-__all__ = ["NearestCode", "OneHotUniform", "RelaxedOneHot"]
+__all__ = ["NearestCode", "OneHotCodes", "OneHotUniform", "RelaxedOneHot"]
+
+
+class OneHotCodes(dist.OneHotCategorical):
+    """A ``OneHotCategorical`` whose draws read no number off a tensor; they are those of torch's at the same seed.
+
+    Torch looks at the smallest and the largest index of a draw before it makes a one-hot vector of it.
+
+    Args:
+        logits: or ``probs``, ``(*batch, C)``.
+
+    Example:
+        >>> OneHotCodes(logits=torch.tensor([0.0, 99.0])).sample()
+        tensor([0., 1.])
+    """
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return codes, ``(*sample, *batch, C)``."""
+        return _corner(self._categorical.sample(torch.Size(sample_shape)), self._categorical._param)
 
 
 class OneHotUniform(dist.TorchDistribution):
@@ -52,7 +69,7 @@ class OneHotUniform(dist.TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return codes, ``(*sample, *batch, C)``."""
         with torch.no_grad():
-            return dist.OneHotCategorical(self.mean, validate_args=False).sample(sample_shape)
+            return OneHotCodes(self.mean, validate_args=False).sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the constant, in nats, ``(*sample, *batch)``."""
@@ -113,7 +130,7 @@ class NearestCode(dist.TorchDistribution):
         with torch.no_grad(), torch.autocast(self.z.device.type, enabled=False):
             # |z|^2 is the same for all codes.
             distances = self.codebook.square().sum(-1) - 2 * self.z @ self.codebook.T
-            return F.one_hot(distances.argmin(-1), self.event_shape[0]).to(self.z.dtype)
+            return _corner(distances.argmin(-1), distances).to(self.z.dtype)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return the code, ``(*sample, *batch, C)``, with its gradient."""
@@ -191,6 +208,11 @@ def pseudo_inverse(matrix: Tensor, steps: int = 24) -> Tensor:
     for _ in range(steps):
         inverse = 2 * inverse - inverse @ matrix @ inverse
     return inverse @ matrix @ inverse  # which takes out rounding where the matrix is zero; each step doubles it
+
+
+def _corner(indices: Tensor, like: Tensor) -> Tensor:
+    """Return indices as one-hot vectors, of the size of the last axis of a tensor and of its type."""
+    return (indices.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
 
 
 def _corners(fn: Any, like: Tensor, expand: bool) -> Tensor:

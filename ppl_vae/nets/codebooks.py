@@ -149,7 +149,7 @@ class ToCodes(nn.Module):
 
     def forward(self, logits: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
-        return dist.OneHotCategorical(logits=at_least_single(logits)).to_event(1)
+        return distributions.OneHotCodes(logits=at_least_single(logits)).to_event(1)
 
 
 class ToRelaxedCodes(nn.Module):
