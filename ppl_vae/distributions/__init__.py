@@ -3,6 +3,7 @@
 Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
 """
 
+from ppl_vae.distributions.codes import NearestCode, OneHotCodes, OneHotUniform, RelaxedOneHot
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNormal
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
@@ -15,9 +16,13 @@ __all__ = [
     "DiscretisedLogistic",
     "GreyLevels",
     "LowRankNormal",
+    "NearestCode",
     "NormalMixture",
     "NormalizingFlow",
+    "OneHotCodes",
+    "OneHotUniform",
     "PartlyObserved",
+    "RelaxedOneHot",
     "TriangularNormal",
     "mixture",
     "partly_observed",

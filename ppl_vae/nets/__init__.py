@@ -6,11 +6,13 @@ number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
 from ppl_vae.nets import flows
+from ppl_vae.nets.codebooks import AveragedCodebook, LearnedCodebook, ToCodes, ToRelaxedCodes
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.correlated_heads import ToLowRankNormal, ToMultivariateNormal
 from ppl_vae.nets.dense import MLP
 from ppl_vae.nets.embeddings import OneHot, held_to
 from ppl_vae.nets.flows import ToFlow
+from ppl_vae.nets.grids import GridDecoder, GridEncoder, grid_of, image_shape
 from ppl_vae.nets.heads import (
     ToBernoulli,
     ToContinuousBernoulli,
@@ -25,13 +27,18 @@ from ppl_vae.nets.several import Joined, JoinedMLP, Reads
 
 __all__ = [
     "MLP",
+    "AveragedCodebook",
     "ConvDecoder",
     "ConvEncoder",
+    "GridDecoder",
+    "GridEncoder",
     "Joined",
     "JoinedMLP",
+    "LearnedCodebook",
     "OneHot",
     "Reads",
     "ToBernoulli",
+    "ToCodes",
     "ToContinuousBernoulli",
     "ToDiscretisedLogistic",
     "ToFlow",
@@ -42,6 +49,9 @@ __all__ = [
     "ToNormalMixture",
     "ToNormalOneScale",
     "ToNormalPixelScale",
+    "ToRelaxedCodes",
     "flows",
+    "grid_of",
     "held_to",
+    "image_shape",
 ]

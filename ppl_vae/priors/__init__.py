@@ -3,6 +3,7 @@
 Parameters of a learned prior are the model's. (Conjugate priors of parameters: `ppl_vae.conjugate_priors`.)
 """
 
+from ppl_vae.priors.codes import RelaxedUniformCodes, UniformCodes
 from ppl_vae.priors.exemplar import Exemplar, OneScale
 from ppl_vae.priors.flows import AutoregressiveFlow, CouplingFlow
 from ppl_vae.priors.mixture import FixedMixtureOfNormals, MixtureOfNormals
@@ -16,6 +17,8 @@ __all__ = [
     "FixedMixtureOfNormals",
     "MixtureOfNormals",
     "OneScale",
+    "RelaxedUniformCodes",
     "StandardNormal",
+    "UniformCodes",
     "VampPrior",
 ]
