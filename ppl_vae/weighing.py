@@ -21,7 +21,7 @@ from ppl_vae.particles import Particles, Path, finite_mass
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Draw, paired_traces, scored_at_draws, scored_dream
 
-__all__ = ["weigh"]
+__all__ = ["scaled", "weigh"]
 
 
 def weigh(
@@ -86,6 +86,7 @@ def weigh(
         model_trace, guide_trace = paired_traces(model, guide, batch, particles, path, draw)
         contract.check_roles(model_trace, guide_trace)
         contract.check_names(model_trace, guide_trace)
+        contract.check_known(guide_trace)
         contract.check_plates(guide_trace, "guide", rows)
         contract.check_plates(model_trace, "model", rows)
         shape = Size([particles, rows])
@@ -160,7 +161,7 @@ def _summed(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
 
 
 def _densities(sites: Mapping[str, Site], shape: Size, linear: bool, natural: bool = False) -> dict[str, Tensor]:
-    densities = {name: _scaled(name, site, linear) for name, site in sites.items()}
+    densities = {name: scaled(name, site, linear) for name, site in sites.items()}
     for name in enumerated_by(sites):
         densities[name] = densities[name] if natural else finite_mass(densities[name])
     return densities if natural else {name: expanded(density, shape) for name, density in densities.items()}
@@ -189,8 +190,17 @@ def _relaxed_log_prob(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tens
     return fn.log_prob(value, *args, **kwargs)
 
 
-def _scaled(name: str, site: Site, linear: bool) -> Tensor:
-    """Return a site's log density times its own scale; the plate's common scale stays outside."""
+def scaled(name: str, site: Site, linear: bool) -> Tensor:
+    """Return a site's log density with its masks, times its own scale; the plate's common scale stays outside.
+
+    Args:
+        name: of the site.
+        site: of a trace.
+        linear: whether what it goes into is linear in it, so that a scale of its own has a meaning.
+
+    Raises:
+        ContractError: it has such a scale where it has no meaning.
+    """
     common, scale = contract.plate_scale(site), site["scale"]
     if contract.has_common_scale(site):
         return _log_prob(site)
@@ -250,7 +260,7 @@ def _stopped(
     stopped = {}
     for name in log_q:
         if again[name]["fn"].has_rsample and contract.has_density(again[name]):
-            density = _scaled(name, again[name], linear)
+            density = scaled(name, again[name], linear)
             if not density.requires_grad:  # a constant, as that of a point mass on codes
                 continue
             slopes = torch.autograd.grad(density.sum(), [*draws.values()], retain_graph=True, allow_unused=True)

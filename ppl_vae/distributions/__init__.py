@@ -10,6 +10,7 @@ from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, Grey
 from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
 from ppl_vae.distributions.partly_observed import PartlyObserved, partly_observed
+from ppl_vae.distributions.pushforwards import Pushforward
 
 __all__ = [
     "ContinuousBernoulli",
@@ -22,6 +23,7 @@ __all__ = [
     "OneHotCodes",
     "OneHotUniform",
     "PartlyObserved",
+    "Pushforward",
     "RelaxedOneHot",
     "TriangularNormal",
     "mixture",

@@ -16,6 +16,7 @@ from ppl_vae.nets.grids import GridDecoder, GridEncoder, grid_of, image_shape
 from ppl_vae.nets.heads import (
     ToBernoulli,
     ToContinuousBernoulli,
+    ToDelta,
     ToDiscretisedLogistic,
     ToNormal,
     ToNormalFixedScale,
@@ -40,6 +41,7 @@ __all__ = [
     "ToBernoulli",
     "ToCodes",
     "ToContinuousBernoulli",
+    "ToDelta",
     "ToDiscretisedLogistic",
     "ToFlow",
     "ToLowRankNormal",

@@ -15,6 +15,7 @@ from ppl_vae.nets.precision import at_least_single
 __all__ = [
     "ToBernoulli",
     "ToContinuousBernoulli",
+    "ToDelta",
     "ToDiscretisedLogistic",
     "ToNormal",
     "ToNormalFixedScale",
@@ -117,6 +118,21 @@ class ToDiscretisedLogistic(nn.Module):
         """Return the distribution."""
         loc, raw = _halves(h)
         return distributions.DiscretisedLogistic(loc, F.softplus(raw) + self.min_scale, self.levels).to_event(1)
+
+
+class ToDelta(nn.Module):
+    """Outputs ``(..., D)`` as they are: a point mass with event shape ``(D,)``, for a likelihood without noise.
+
+    A model with it can be drawn from and trained by `ppl_vae.gan_step`; it has no density to weigh.
+
+    Example:
+        >>> ToDelta()(torch.zeros(5, 784)).event_shape
+        torch.Size([784])
+    """
+
+    def forward(self, h: Tensor) -> dist.TorchDistribution:
+        """Return the distribution."""
+        return dist.Delta(h, event_dim=1)
 
 
 class ToNormal(nn.Module):
