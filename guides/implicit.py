@@ -21,7 +21,7 @@ Example:
     >>> from ppl_vae.guides.implicit import Implicit
     >>> from ppl_vae.models.vae import VAE
     >>> sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
-    >>> model, guide, critic = VAE(**sizes), Implicit(**sizes), pv.nets.Joined(pv.nets.MLP(6 + 2, (8,), 1))
+    >>> model, guide, critic = VAE(**sizes), Implicit(**sizes), pv.nets.JoinedMLP((6, 2), (8,), 1)
     >>> adam = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
     >>> critic_adam = torch.optim.Adam(critic.parameters(), lr=1e-3)
     >>> step = pv.adversarial_step(model, guide, critic, optimizer=adam, critic_optimizer=critic_adam)
@@ -60,7 +60,7 @@ class Implicit(nn.Module):
         encoder: nn.Module | None = None,
     ):
         super().__init__()
-        self.encoder = encoder or nets.Joined(nets.MLP(x_dim + noise_dim, hidden, z_dim))
+        self.encoder = encoder or nets.JoinedMLP((x_dim, noise_dim), hidden, z_dim)
         self.register_buffer("zeros", torch.zeros(noise_dim), persistent=False)
 
     def forward(self, x: Tensor) -> None:

@@ -170,7 +170,7 @@ def adversarial_step(
         model: Pyro program with continuous latents.
         guide: Pyro program with the same arguments, its latents drawn by reparameterisation, with or without density.
         critic: module that takes the tensors of a batch, then latents ``(K, B, *event)`` in the order of their names,
-            and returns logits ``(K, B)`` or ``(K, B, 1)``, such as ``nets.Joined(nets.MLP(x_dim + z_dim, ..., 1))``.
+            and returns logits ``(K, B)`` or ``(K, B, 1)``, such as ``nets.JoinedMLP((x_dim, z_dim), hidden, 1)``.
         optimizer: a torch optimizer over the parameters of model and guide.
         critic_optimizer: likewise, over the critic's. It is to be the faster
             one, since the estimate is as good as the critic.
@@ -201,7 +201,7 @@ def adversarial_step(
         >>> from ppl_vae.guides.implicit import Implicit
         >>> from ppl_vae.models.vae import VAE
         >>> sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
-        >>> model, guide, critic = VAE(**sizes), Implicit(**sizes), pv.nets.Joined(pv.nets.MLP(6 + 2, (8,), 1))
+        >>> model, guide, critic = VAE(**sizes), Implicit(**sizes), pv.nets.JoinedMLP((6, 2), (8,), 1)
         >>> optimizers = {
         ...     "optimizer": torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3),
         ...     "critic_optimizer": torch.optim.Adam(critic.parameters(), lr=1e-2),

@@ -118,32 +118,16 @@ def fits(model: str, guide: str) -> bool:
     """
     try:
         pair = make(model, guide)
-    except TypeError:  # a closed form that this model does not have
-        return False
-    if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
-        return False  # the guide reads what the model's batch has not
-    batch = as_batch(pair.data())
-    programs = alike(pair.model, pair.guide)
-    if not all(_takes(program, batch) for program in programs):
-        return False  # the guide reads less
-    traces = [poutine.trace(program).get_trace(*batch) for program in programs]
-    wanted, drawn = (contract.latents(trace) for trace in traces)
-    if {name for name, site in wanted.items() if not contract.is_marked(site)} - set(drawn) or set(drawn) - set(wanted):
-        return False
-    try:
+        batch = as_batch(pair.data())
+        if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
+            return False  # the guide reads what the model's batch has not
+        traces = [poutine.trace(program).get_trace(*batch) for program in alike(pair.model, pair.guide)]
+        contract.check_names(*traces)
+        contract.check_known(traces[1])
         supports.check_pair_shapes(*traces)
         supports.check_densities(*traces)
         supports.check_supports(*traces)
-    except contract.ContractError:
-        return False
-    return True
-
-
-def _takes(program: Program, batch: Batch) -> bool:
-    """Tell whether a program can be called with the tensors of a batch."""
-    try:
-        signature_of(program).bind(*batch)
-    except TypeError:
+    except (TypeError, ValueError):  # no closed form, other arguments, other latents
         return False
     return True
 
@@ -178,7 +162,12 @@ def variants() -> list[Names]:
 
 def priors_of_vectors() -> list[str]:
     """Return the names of the priors of real vectors, which a VAE takes."""
-    return [name for name in priors.__all__ if isinstance(getattr(priors, name), type) and "Codes" not in name]
+    found = {name: getattr(priors, name) for name in priors.__all__ if "Codes" not in name}
+    return [name for name, prior in found.items() if _takes_nothing(prior)]
+
+
+def _takes_nothing(module: Any) -> bool:
+    return isinstance(module, type) and [*inspect.signature(module.forward).parameters] == ["self"]
 
 
 def with_global_latents() -> set[str]:
