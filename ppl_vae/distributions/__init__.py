@@ -3,4 +3,6 @@
 Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
 """
 
-__all__: list[str] = []
+from ppl_vae.distributions.cubature import sign_points
+
+__all__ = ["sign_points"]
