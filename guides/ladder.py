@@ -2,8 +2,8 @@
 
 Posterior family, for each datum::
 
-    d_l                = encoder_l(d_(l-1)),    N(m_l, v_l) = estimate_l(d_l),    d_0 = x,    l = 1, ..., L
-    q(z_L | x)         = N(z_L; m_L, v_L)
+    d_l                 = encoder_l(d_(l-1)),    N(m_l, v_l) = estimate_l(d_l),    d_0 = x,    l = 1, ..., L
+    q(z_L | x)          = N(z_L; m_L, v_L)
     q(z_l | z_(l+1), x) = N(z_l; (m_l / v_l + mu_l / s_l) / (1 / v_l + 1 / s_l), 1 / (1 / v_l + 1 / s_l)),    l < L
 
 with the mean mu_l and the variances s_l of the model's own p(z_l | z_(l+1)): the product of both normals. The way up is
@@ -47,7 +47,7 @@ class Ladder(nn.Module):
         estimates: modules from d_l to a diagonal normal; linear when left out.
 
     Raises:
-        TypeError: the model does not give its conditionals.
+        TypeError: the model has no conditionals.
     """
 
     def __init__(
@@ -61,9 +61,7 @@ class Ladder(nn.Module):
     ):
         super().__init__()
         if not callable(getattr(model, "conditional", None)):
-            raise TypeError(
-                f"model: {type(model).__name__} has no method conditional(name, above); use models.hierarchical"
-            )
+            raise TypeError(f"model: {type(model).__name__} has no conditional(name, above); take models.hierarchical")
         # The bound method, not the module: parameters belong to the program that owns them.
         self.conditional, self.names = model.conditional, list(model.names)
         width = [x_dim, *hidden][-1]

@@ -40,8 +40,8 @@ class Local(nn.Module):
     Args:
         size: N, the number of data. A row beyond is refused: "give it at least ... rows".
         z_dim: number of latent dimensions.
-        table: module from rows ``(B,)`` to ``(B, 2 z_dim)``, means and scales before a softplus; an ``nn.Embedding``
-            when left out. For minibatches pass ``nn.Embedding(N, 2 * z_dim, sparse=True)``.
+        table: module from rows ``(B,)`` to ``(B, 2 z_dim)``, means and scales before a softplus; an embedding when
+            left out. For minibatches pass ``nn.Embedding(N, 2 * z_dim, sparse=True)``.
     """
 
     def __init__(self, size: int = 1000, z_dim: int = 20, table: nn.Module | None = None):

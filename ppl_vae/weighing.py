@@ -16,7 +16,7 @@ from ppl_vae.contract import ContractError, Site
 from ppl_vae.divergences import closed_kl
 from ppl_vae.enumeration import enumerated_by, expanded, summed_out
 from ppl_vae.gradients import along
-from ppl_vae.indexing import alike
+from ppl_vae.indexing import alike, refuse_dreams
 from ppl_vae.particles import Particles, Path, finite_mass
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Draw, paired_traces, scored_at_draws, scored_dream
@@ -127,7 +127,8 @@ def dreamt_log_q(model: Program, guide: Program, x: Any) -> Tensor:
         ``log q(z' | x')`` with ``x', z' ~ p``, ``(B,)``, differentiable in the guide's parameters.
 
     Raises:
-        ContractError: the model observes something that is not a tensor of the batch.
+        ContractError: the model observes something that is not a tensor of the batch, or the guide has something for
+            the rows of a data set, where dreams have none.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -135,6 +136,8 @@ def dreamt_log_q(model: Program, guide: Program, x: Any) -> Tensor:
         >>> dreamt_log_q(VAE(), Normal(), torch.ones(4, 784)).shape
         torch.Size([4])
     """
+    refuse_dreams(guide)
+    model, guide = alike(model, guide)
     with own_parameters():
         return scored_dream(model, guide, as_batch(x))
 

@@ -6,6 +6,7 @@ Each is a Pyro distribution: batch and event shapes, draws, log densities in nat
 from ppl_vae.distributions.codes import NearestCode, OneHotCodes, OneHotUniform, RelaxedOneHot
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.correlated_normals import LowRankNormal, TriangularNormal
+from ppl_vae.distributions.cubature import sign_points
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
 from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
@@ -28,4 +29,5 @@ __all__ = [
     "TriangularNormal",
     "mixture",
     "partly_observed",
+    "sign_points",
 ]

@@ -67,7 +67,7 @@ class WakeSleep(nn.Module):
 
         Raises:
             ContractError: the model observes something that is not a tensor of the batch, so that a
-                dream cannot take its place.
+                dream cannot take its place, or the guide names ``index``, and dreams have no rows.
         """
         record = weigh(model, guide, batch, particles, path=Path.NONE)
         surrogate = wake(record, self.wake)
