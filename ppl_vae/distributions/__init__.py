@@ -3,4 +3,6 @@
 Each is a Pyro distribution: batch and event shapes, draws, log densities in nats.
 """
 
-__all__: list[str] = []
+from ppl_vae.distributions.sequences import Autoregressive, OneHotAutoregressive, allowed_tokens
+
+__all__ = ["Autoregressive", "OneHotAutoregressive", "allowed_tokens"]

@@ -8,5 +8,16 @@ number of leading axes (particles, enumerated values, data), convolutions too.
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.dense import MLP
 from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
+from ppl_vae.nets.transformers import CausalTransformer
+from ppl_vae.nets.words import Characters
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ToBernoulli", "ToNormal", "ToNormalOneScale"]
+__all__ = [
+    "MLP",
+    "CausalTransformer",
+    "Characters",
+    "ConvDecoder",
+    "ConvEncoder",
+    "ToBernoulli",
+    "ToNormal",
+    "ToNormalOneScale",
+]

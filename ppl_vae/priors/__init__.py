@@ -3,6 +3,7 @@
 Parameters of a learned prior are the model's. (Conjugate priors of parameters: `ppl_vae.conjugate_priors`.)
 """
 
+from ppl_vae.priors.autoregressive import AutoregressiveCodes
 from ppl_vae.priors.normal import StandardNormal
 
-__all__ = ["StandardNormal"]
+__all__ = ["AutoregressiveCodes", "StandardNormal"]
