@@ -223,7 +223,20 @@ def _values(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
 def _scores(guide_trace: Any, path: Path) -> dict[str, Tensor]:
     """Return the log density, one for each draw, of sites whose draws carry no gradient."""
     drawn = {n: s for n, s in contract.latents(guide_trace).items() if s["infer"].get("_enumerate_dim") is None}
-    return {name: _log_prob(site) for name, site in drawn.items() if path is Path.NONE or not site["fn"].has_rsample}
+    scores = {n: _log_prob(s) for n, s in drawn.items() if path is Path.NONE or not s["fn"].has_rsample}
+    for name, score in scores.items():
+        _check_score(name, drawn[name]["fn"], score)
+    return scores
+
+
+def _check_score(name: str, fn: Any, score: Tensor) -> None:
+    """Draws that are taken as given teach a guide through their density, if that has a gradient."""
+    along_path_alone = fn.has_rsample and torch.is_grad_enabled() and not score.requires_grad
+    if along_path_alone and fn.rsample().requires_grad:
+        raise ContractError(
+            f"site '{name}' ({contract.kind(fn)}) learns through its draws alone, and this objective takes draws as "
+            "given and learns from their density, which has no gradient here; train on elbo"
+        )
 
 
 def _stopped(
@@ -237,6 +250,8 @@ def _stopped(
     for name in log_q:
         if again[name]["fn"].has_rsample and contract.has_density(again[name]):
             density = _scaled(name, again[name], linear)
+            if not density.requires_grad:  # a constant, as that of a point mass on codes
+                continue
             slopes = torch.autograd.grad(density.sum(), [*draws.values()], retain_graph=True, allow_unused=True)
             through = [
                 along(draws[drawn], slope, _axes(again[drawn], density, name))

@@ -9,6 +9,8 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 from torch.nn import functional as F
 
+from ppl_vae.distributions.codes import corner
+
 __all__ = ["Autoregressive", "OneHotAutoregressive", "allowed_tokens"]
 
 Change = Callable[[Tensor], Tensor]
@@ -124,7 +126,7 @@ class Autoregressive(TorchDistribution):
             leading = torch.broadcast_shapes(leading, self.batch_shape)
             tokens = tokens.expand(*leading, *tokens.shape[-2 if relaxed else -1 :])
             prefix = self._given(leading)
-            prefix = self._one_hot(prefix, tokens.dtype) if relaxed else prefix
+            prefix = corner(prefix, self.allowed.shape[-1]).to(tokens.dtype) if relaxed else prefix
             tokens = torch.cat([prefix, tokens], -2 if relaxed else -1)
         return self._log_probs(self.network(tokens)[..., -length:, :], self.allowed)
 
@@ -149,9 +151,6 @@ class Autoregressive(TorchDistribution):
 
     def _given(self, shape: Size) -> Tensor:
         return self.prefix.expand(*shape, -1)
-
-    def _one_hot(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        return (tokens.unsqueeze(-1) == torch.arange(self.allowed.shape[-1], device=tokens.device)).to(dtype)
 
     @staticmethod
     def _log_probs(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -223,7 +222,7 @@ class OneHotAutoregressive(TorchDistribution):
     def sample(self, sample_shape: Any = (), change: Change | None = None) -> Tensor:
         """Draw codes, one after another; arguments as for `Autoregressive.sample`."""
         drawn = self.tokens.sample(sample_shape, change) - self.codes.start
-        return F.one_hot(drawn, len(self.codes)).to(next(self.tokens.network.parameters()).dtype)
+        return corner(drawn, len(self.codes)).to(next(self.tokens.network.parameters()).dtype)
 
     def numbers(self, value: Tensor) -> Tensor:
         """Return the tokens ``(..., T)`` that stand for one-hot codes ``(..., T, codes)``."""

@@ -5,19 +5,29 @@ network and a head in an ``nn.Sequential`` and you have one. Everything here acc
 number of leading axes (particles, enumerated values, data), convolutions too.
 """
 
+from ppl_vae.nets.codebooks import AveragedCodebook, LearnedCodebook, ToCodes, ToRelaxedCodes
 from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
 from ppl_vae.nets.dense import MLP
+from ppl_vae.nets.grids import GridDecoder, GridEncoder, grid_of, image_shape
 from ppl_vae.nets.heads import ToBernoulli, ToNormal, ToNormalOneScale
 from ppl_vae.nets.transformers import CausalTransformer
 from ppl_vae.nets.words import Characters
 
 __all__ = [
     "MLP",
+    "AveragedCodebook",
     "CausalTransformer",
     "Characters",
     "ConvDecoder",
     "ConvEncoder",
+    "GridDecoder",
+    "GridEncoder",
+    "LearnedCodebook",
     "ToBernoulli",
+    "ToCodes",
     "ToNormal",
     "ToNormalOneScale",
+    "ToRelaxedCodes",
+    "grid_of",
+    "image_shape",
 ]

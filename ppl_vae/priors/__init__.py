@@ -4,6 +4,7 @@ Parameters of a learned prior are the model's. (Conjugate priors of parameters: 
 """
 
 from ppl_vae.priors.autoregressive import AutoregressiveCodes
+from ppl_vae.priors.codes import RelaxedUniformCodes, UniformCodes
 from ppl_vae.priors.normal import StandardNormal
 
-__all__ = ["AutoregressiveCodes", "StandardNormal"]
+__all__ = ["AutoregressiveCodes", "RelaxedUniformCodes", "StandardNormal", "UniformCodes"]
