@@ -56,7 +56,7 @@ class Categorical(nn.Module):
             nets.MLP(x_dim, hidden, positions * codes), nn.Unflatten(-1, (positions, codes)), nets.ToCodes()
         )
 
-    def forward(self, x: Tensor) -> None:
-        """Draw the codes given x of shape ``(B, x_dim)``."""
+    def forward(self, x: Tensor, *rest: Tensor) -> None:
+        """Draw the codes given x of shape ``(B, x_dim)`` alone, whatever texts or labels are there besides."""
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("c", self.encoder(x))

@@ -12,8 +12,10 @@ from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
 from ppl_vae.distributions.partly_observed import PartlyObserved, partly_observed
 from ppl_vae.distributions.pushforwards import Pushforward
+from ppl_vae.distributions.sequences import Autoregressive, OneHotAutoregressive, allowed_tokens
 
 __all__ = [
+    "Autoregressive",
     "ContinuousBernoulli",
     "DiscretisedLogistic",
     "GreyLevels",
@@ -21,12 +23,14 @@ __all__ = [
     "NearestCode",
     "NormalMixture",
     "NormalizingFlow",
+    "OneHotAutoregressive",
     "OneHotCodes",
     "OneHotUniform",
     "PartlyObserved",
     "Pushforward",
     "RelaxedOneHot",
     "TriangularNormal",
+    "allowed_tokens",
     "mixture",
     "partly_observed",
     "sign_points",

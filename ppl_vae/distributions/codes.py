@@ -27,7 +27,8 @@ class OneHotCodes(dist.OneHotCategorical):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return codes, ``(*sample, *batch, C)``."""
-        return _corner(self._categorical.sample(torch.Size(sample_shape)), self._categorical._param)
+        drawn, like = self._categorical.sample(torch.Size(sample_shape)), self._categorical._param
+        return corner(drawn, like.shape[-1]).to(like.dtype)
 
 
 class OneHotUniform(dist.TorchDistribution):
@@ -130,7 +131,7 @@ class NearestCode(dist.TorchDistribution):
         with torch.no_grad(), torch.autocast(self.z.device.type, enabled=False):
             # |z|^2 is the same for all codes.
             distances = self.codebook.square().sum(-1) - 2 * self.z @ self.codebook.T
-            return _corner(distances.argmin(-1), distances).to(self.z.dtype)
+            return corner(distances.argmin(-1), distances.shape[-1]).to(self.z.dtype)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return the code, ``(*sample, *batch, C)``, with its gradient."""
@@ -210,9 +211,15 @@ def pseudo_inverse(matrix: Tensor, steps: int = 24) -> Tensor:
     return inverse @ matrix @ inverse  # which takes out rounding where the matrix is zero; each step doubles it
 
 
-def _corner(indices: Tensor, like: Tensor) -> Tensor:
-    """Return indices as one-hot vectors, of the size of the last axis of a tensor and of its type."""
-    return (indices.unsqueeze(-1) == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
+def corner(indices: Tensor, codes: int) -> Tensor:
+    """Return indices ``(...)`` as one-hot vectors ``(..., codes)`` of bool, without reading numbers off a tensor.
+
+    Example:
+        >>> corner(torch.tensor([1, 0]), 2)
+        tensor([[False,  True],
+                [ True, False]])
+    """
+    return indices.unsqueeze(-1) == torch.arange(codes, device=indices.device)
 
 
 def _corners(fn: Any, like: Tensor, expand: bool) -> Tensor:

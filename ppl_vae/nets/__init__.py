@@ -25,10 +25,14 @@ from ppl_vae.nets.heads import (
 )
 from ppl_vae.nets.mixture_heads import ToNormalMixture
 from ppl_vae.nets.several import Joined, JoinedMLP, Reads
+from ppl_vae.nets.transformers import CausalTransformer
+from ppl_vae.nets.words import Characters
 
 __all__ = [
     "MLP",
     "AveragedCodebook",
+    "CausalTransformer",
+    "Characters",
     "ConvDecoder",
     "ConvEncoder",
     "GridDecoder",

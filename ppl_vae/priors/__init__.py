@@ -3,6 +3,7 @@
 Parameters of a learned prior are the model's. (Conjugate priors of parameters: `ppl_vae.conjugate_priors`.)
 """
 
+from ppl_vae.priors.autoregressive import AutoregressiveCodes
 from ppl_vae.priors.codes import RelaxedUniformCodes, UniformCodes
 from ppl_vae.priors.exemplar import Exemplar, OneScale
 from ppl_vae.priors.flows import AutoregressiveFlow, CouplingFlow
@@ -11,6 +12,7 @@ from ppl_vae.priors.normal import StandardNormal
 from ppl_vae.priors.vamp import VampPrior
 
 __all__ = [
+    "AutoregressiveCodes",
     "AutoregressiveFlow",
     "CouplingFlow",
     "Exemplar",
