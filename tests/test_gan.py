@@ -236,7 +236,7 @@ def test_critics_and_optimizers_are_looked_at():
         pv.gan_step(model, critic, optimizer=adam(model), critic_optimizer=adam(model))(x)
     with pytest.raises(TypeError, match=r"critic_optimizer: expected a torch optimizer over critic\.parameters"):
         pv.gan_step(model, critic, optimizer=adam(model), critic_optimizer=1e-3)
-    with pytest.raises(TypeError, match="critic: expected an nn.Module"):
+    with pytest.raises(TypeError, match=r"critic: expected an nn\.Module"):
         pv.gan_step(model, torch.sum, optimizer=adam(model), critic_optimizer=adam(critic))
     with pytest.raises(ValueError, match="critic_steps"):
         step_of((model, critic), critic_steps=0)
