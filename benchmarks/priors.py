@@ -4,7 +4,7 @@
     python benchmarks/priors.py --data static_mnist --epochs 20
 
 Each prior gets the same networks, seed, batches and steps; none sees validation data, so that nothing stops one that
-overfits. The prior made of the training data's own posteriors is the best there is for their mean ELBO: that it loses on
+overfits. The prior made of the training data's own posteriors is the best there is for their ELBO: that it loses on
 test data shows what this is worth. Leaving each datum's own component out, as the Exemplar VAE does, repairs that.
 
 What a step costs besides the batch: the VampPrior runs the encoder, forward and backward, on its pseudo-inputs, and

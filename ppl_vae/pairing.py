@@ -12,14 +12,23 @@ from torch import Tensor, nn
 
 from ppl_vae import contract, nets, priors, supports, zoo
 from ppl_vae.batches import Batch, as_batch
-from ppl_vae.indexing import alike, signature_of
-from ppl_vae.programs import Program, Programs, forked_random_state
+from ppl_vae.indexing import alike
+from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import sample
 
 __all__ = ["SMALL", "Names", "Pair", "fits", "make", "names", "variants", "with_global_latents"]
 
 # Sizes at which every program of the zoo runs in milliseconds.
-SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,), "components": 3}
+SMALL = {
+    "x_dim": 6,
+    "z_dim": 2,
+    "y_dim": 3,
+    "covariate_dim": 6,
+    "hidden": (8,),
+    "components": 3,
+    "positions": 2,
+    "codes": 4,
+}
 
 # What a batch holds besides x, by the names of the programs' arguments.
 GIVEN: dict[str, Callable[[int, int], Tensor]] = {
@@ -121,7 +130,10 @@ def fits(model: str, guide: str) -> bool:
         batch = as_batch(pair.data())
         if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
             return False  # the guide reads what the model's batch has not
-        traces = [poutine.trace(program).get_trace(*batch) for program in alike(pair.model, pair.guide)]
+        model, guide = alike(pair.model, pair.guide)
+        # Networks of guides read real numbers; a guide that fits a model of whole numbers reads none.
+        real = (batch[0].double(), *batch[1:])
+        traces = [poutine.trace(model).get_trace(*batch), poutine.trace(guide).get_trace(*real)]
         contract.check_names(*traces)
         contract.check_known(traces[1])
         supports.check_pair_shapes(*traces)
