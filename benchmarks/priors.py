@@ -39,7 +39,7 @@ app = typer.Typer(help="Priors of a VAE beside each other.", add_completion=Fals
 RESULTS = Path(__file__).parent / "results"
 GREYED = 0.1  # how far pseudo-inputs that begin as training images are from black and white
 CHUNK = 10  # draws at a time in evaluations, since each of them meets all exemplars
-OFF_SCALE = 8.0  # nats left of the first prior's training data that the picture shows
+OFF_SCALE = 3.0  # nats left of the first prior's training data that the picture shows
 HEADINGS = {
     "train_elbo": "ELBO train",
     "test_elbo": "ELBO test",
@@ -143,38 +143,35 @@ def stated(row: dict[str, Any]) -> dict[str, str]:
     return {"prior": row["prior"], **printed, "active": f"{row['active']} of {row['units']}"}
 
 
+MARKS = {
+    "train_elbo": ("ELBO, training data", ORANGE, "o"),
+    "train_log_px": ("log p(x), training data", RED, "o"),
+    "test_elbo": ("ELBO, test data", GREEN, "s"),
+    "test_log_px": ("log p(x), test data", BLUE, "s"),
+}
+BARS = {
+    "information": ("information of z about x", GREEN, -0.18),
+    "marginal_kl": ("KL of the aggregated posterior from the prior", ORANGE, 0.18),
+}
+
+
 def picture(rows: Rows) -> Figure:
     """Draw likelihoods of training and test data, and what the latents carry."""
     figure, ((left, right),) = canvas(1, 2, width=10.5, height=0.42 * len(rows) + 1.6, sharey=True)
     places = range(len(rows))
-    for what, label, colour, marker in (
-        ("train_elbo", "ELBO, training data", ORANGE, "o"),
-        ("train_log_px", "log p(x), training data", RED, "o"),
-        ("test_elbo", "ELBO, test data", GREEN, "s"),
-        ("test_log_px", "log p(x), test data", BLUE, "s"),
-    ):
+    for what, (label, colour, marker) in MARKS.items():
         left.plot([row[what] for row in rows], places, marker, color=colour, label=label, markersize=5)
+    for what, (label, colour, shift) in BARS.items():
+        right.barh([place + shift for place in places], [row[what] for row in rows], 0.34, color=colour, label=label)
     least = rows[0]["train_elbo"] - OFF_SCALE
+    most = max(row[what] for row in rows for what in MARKS)
+    left.set(xlabel="nats per image", xlim=(least, most + 0.5), yticks=places, yticklabels=[r["prior"] for r in rows])
+    left.invert_yaxis()
+    right.set(xlabel="nats, test data", xlim=(0, 1.2 * max(row["information"] for row in rows)))
     for place, row in enumerate(rows):
         if row["test_log_px"] < least:
-            left.annotate(
-                f"test data at {row['test_log_px']:,.0f}",
-                (least, place),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-            )
-    left.set_xlim(left=least)
-    left.set(xlabel="nats per image", yticks=places, yticklabels=[row["prior"] for row in rows])
-    left.invert_yaxis()
-    for shift, what, label, colour in (
-        (-0.18, "information", "information of z about x", GREEN),
-        (0.18, "marginal_kl", "KL of the aggregated posterior from the prior", ORANGE),
-    ):
-        right.barh([place + shift for place in places], [row[what] for row in rows], 0.34, color=colour, label=label)
-    others = sorted(row[what] for row in rows for what in ("information", "marginal_kl"))
-    right.set(xlabel="nats, test data", xlim=(0, min(others[-1], 2 * others[len(others) // 2])))
+            text = f" test data far left: {row['test_log_px']:,.0f}"
+            left.annotate(text, (least, place), va="center", fontsize=7, color=BLUE)
     for axes in (left, right):
         axes.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
