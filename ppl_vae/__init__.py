@@ -4,7 +4,8 @@ Running a guide against a model gives K weighted particles per datum; every boun
 estimator, diagnostic and log-likelihood is a small function of those particles.
 """
 
-from ppl_vae import covariances, data, distributions, nets, objectives, priors, quality, starts
+from ppl_vae import adversarial, covariances, data, distributions, nets, objectives, priors, quality, starts
+from ppl_vae.adversarial_steps import adversarial_step
 from ppl_vae.aggregation import aggregate_kl
 from ppl_vae.alternating import variational_em, variational_em_step
 from ppl_vae.annealing import ais, bdmc
@@ -19,6 +20,7 @@ from ppl_vae.evaluating import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.expectation_maximization import em
 from ppl_vae.fitted import Fit
+from ppl_vae.gan_steps import gan_step
 from ppl_vae.imputing import impute
 from ppl_vae.interop import ELBO, registered
 from ppl_vae.laboratory import exact_gradient, gradient_statistics
@@ -45,6 +47,8 @@ __all__ = [
     "Path",
     "PointEstimate",
     "active_units",
+    "adversarial",
+    "adversarial_step",
     "aggregate_kl",
     "ais",
     "bdmc",
@@ -62,6 +66,7 @@ __all__ = [
     "evaluate",
     "exact_gradient",
     "fit",
+    "gan_step",
     "gradient_statistics",
     "impute",
     "nets",

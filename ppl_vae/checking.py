@@ -23,7 +23,7 @@ from ppl_vae.supports import check_data_support, check_densities, check_pair_sha
 from ppl_vae.tracing import first, paired_traces, trace_of_first
 from ppl_vae.weighing import weigh
 
-__all__ = ["check", "supports"]
+__all__ = ["check", "explained_trace", "paired_structure", "supports"]
 
 
 def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor] | None = None) -> None:
@@ -156,17 +156,24 @@ def check_dtype(programs: Programs, batch: Batch) -> None:
 
 
 def check_structure(model: Program, guide: Program, batch: Batch) -> None:
-    """Sites, plates, shapes and supports, without particles."""
-    guide_trace = _explained_trace(guide, "guide", batch)
-    model_trace = _explained_trace(model, "model", batch)
-    contract.check_roles(model_trace, guide_trace)
-    contract.check_names(model_trace, guide_trace)
-    check_pair_shapes(model_trace, guide_trace)
+    """Sites, plates, shapes, densities and supports, without particles."""
+    model_trace, guide_trace = paired_structure(model, guide, batch)
+    contract.check_known(guide_trace)
     check_densities(model_trace, guide_trace)
     check_supports(model_trace, guide_trace)
 
 
-def _explained_trace(program: Program, role: str, batch: Batch) -> Any:
+def paired_structure(model: Program, guide: Program, batch: Batch) -> tuple[Any, Any]:
+    """Return a trace of each, sites, plates and shapes of which are held to the contract."""
+    guide_trace = explained_trace(guide, "guide", batch)
+    model_trace = explained_trace(model, "model", batch)
+    contract.check_roles(model_trace, guide_trace)
+    contract.check_names(model_trace, guide_trace)
+    check_pair_shapes(model_trace, guide_trace)
+    return model_trace, guide_trace
+
+
+def explained_trace(program: Program, role: str, batch: Batch) -> Any:
     """Trace a program alone and hold its sites to the plate, even those before a failure."""
     rows = len(batch[0])
     tracer = poutine.trace()

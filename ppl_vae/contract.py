@@ -132,6 +132,16 @@ def check_names(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
+def check_known(guide_trace: Any) -> None:
+    """What a guide draws has a density, where one is asked for."""
+    for name, site in latents(guide_trace).items():
+        if kind(site["fn"]) == "Pushforward":
+            raise ContractError(
+                f"site '{name}' is a network's output of noise in the guide, whose density is not known; train it by "
+                "pv.adversarial_step, evaluate its model by pv.ais, or draw it from a distribution, such as a Normal"
+            )
+
+
 def check_mark(name: str, site: Site) -> None:
     """A site that is to be summed out has finitely many values, all at once."""
     how = site["infer"].get("enumerate")

@@ -16,7 +16,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.programs import Program, Programs, forked_random_state, own_parameters, program_name, undisturbed
 
-__all__ = ["alike", "check_reach", "check_rows", "refuse_rows", "signature_of", "with_index"]
+__all__ = ["alike", "check_reach", "check_rows", "refuse_dreams", "refuse_rows", "signature_of", "with_index"]
 
 INDEX = "index"
 # Of data that are read one by one, as many as are looked at.
@@ -194,6 +194,22 @@ def check_reach(data: Any, model: Program | None, guide: Program | None) -> None
                 except IndexError as error:
                     refuse_rows(program, role, batch, error)
                     raise
+
+
+def refuse_dreams(guide: Program) -> None:
+    """Raise if a guide names ``index``: what a model dreams has no row in the data set.
+
+    Example:
+        >>> refuse_dreams(lambda x, index: None)
+        Traceback (most recent call last):
+        ...
+        ppl_vae.contract.ContractError: guide: it names index, and data that the model draws have no row ...
+    """
+    if _names_rows(guide):
+        raise ContractError(
+            f"guide: it names {INDEX}, and data that the model draws have no row, so that dreams teach it nothing; "
+            "leave out the sleep phase (WakeSleep(sleep=0), or rws), or take a guide that reads its latents off x"
+        )
 
 
 def refuse_rows(program: Program, role: str, batch: Batch, error: Exception) -> None:

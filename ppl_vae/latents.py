@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, OneHotCategorical
+from torch.distributions import Categorical, constraints
 
 from ppl_vae import contract
 from ppl_vae.checking import check_arguments
@@ -190,7 +190,8 @@ def has_units(site: Site) -> bool:
         >>> [has_units({"fn": fn, "value": fn.sample()}) for fn in (dist.Normal(0.0, 1.0), dist.Cauchy(0.0, 1.0))]
         [True, False]
     """
-    codes = isinstance(contract.innermost(site["fn"]), Categorical | OneHotCategorical)
+    inner = contract.innermost(site["fn"])
+    codes = isinstance(inner, Categorical) or inner.support is constraints.one_hot
     return not codes and bool(_mean_or_draw(site).isfinite().all())
 
 

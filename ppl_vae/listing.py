@@ -157,6 +157,11 @@ def _rule(name: str, fn: Any, nodes: int) -> tuple[Tensor, Tensor]:
 def _values(name: str, fn: Any) -> Tensor:
     """Return every value of a site, ``(S, *event)``."""
     inner = innermost(fn)
+    if inner.has_enumerate_support and inner.has_rsample:
+        raise ValueError(
+            f"guide: site '{name}' is a {type(inner).__name__}, whose gradient goes straight through its draws and is "
+            "that of no expectation, so that there is no exact one to compare with"
+        )
     if not inner.has_enumerate_support:
         raise ValueError(
             f"guide: site '{name}' is a {type(inner).__name__}, whose values cannot be listed; exact gradients are for "

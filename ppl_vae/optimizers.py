@@ -15,12 +15,14 @@ __all__ = [
     "FusedAdam",
     "Role",
     "adam",
+    "check_kind",
     "check_optimizer",
     "check_optimizer_state",
     "check_strangers",
     "held_by",
     "laid_out",
     "made",
+    "moved_by",
     "to_train",
 ]
 
@@ -198,6 +200,25 @@ def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
+def moved_by(optimizer: torch.optim.Optimizer, programs: Programs, role: Role) -> dict[str, Tensor]:
+    """Return the parameters that an optimizer moves, by the names that the programs give them.
+
+    Raises:
+        ValueError: there are none, or one that no program has.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> [*moved_by(torch.optim.SGD(net.parameters(), lr=0.1), Programs(net, net), Role())]
+        ['model.weight', 'model.bias']
+    """
+    held = held_by(optimizer)
+    if not held:
+        raise ValueError(f"{role.name}: none of its parameters requires a gradient any more; thaw some, or stop")
+    check_strangers(optimizer, programs, role)
+    names = {id(tensor): name for name, tensor in programs.tensors().items()}
+    return {names[id(p)]: p for p in held}
+
+
 def check_optimizer(
     optimizer: torch.optim.Optimizer, programs: Programs, objective: Any, role: Role | None = None
 ) -> None:
@@ -221,8 +242,7 @@ def check_optimizer(
         ValueError: optimizer: it holds a parameter of shape () that neither program has, and that would never ...
     """
     role = role or Role()
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(f"{role.name}: LBFGS asks for the loss several times a step, with one noise; choose another")
+    check_kind(optimizer, role)
     held = {id(p) for p in held_by(optimizer)}
     parameters = programs.parameters()
     if not held & {id(p) for name, p in parameters.items() if not name.startswith("objective.")}:
@@ -244,6 +264,21 @@ def check_optimizer(
             f"to make the data unlikely; it would train {', '.join(wrong[:3])}; make the optimizer of "
             "guide.parameters()"
         )
+
+
+def check_kind(optimizer: torch.optim.Optimizer, role: Role) -> None:
+    """Raise if an optimizer is none of torch's, or cannot follow noisy gradients.
+
+    Example:
+        >>> check_kind(1e-3, Role())
+        Traceback (most recent call last):
+        ...
+        TypeError: optimizer: expected a torch optimizer over [*model.parameters(), *guide.parameters()], found 0.001
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{role.name}: expected a torch optimizer over {role.parameters}, found {optimizer!r}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(f"{role.name}: LBFGS asks for the loss several times a step, with one noise; choose another")
 
 
 def check_strangers(optimizer: torch.optim.Optimizer, programs: Programs, role: Role) -> None:

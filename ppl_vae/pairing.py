@@ -12,14 +12,23 @@ from torch import Tensor, nn
 
 from ppl_vae import contract, nets, priors, supports, zoo
 from ppl_vae.batches import Batch, as_batch
-from ppl_vae.indexing import alike, signature_of
-from ppl_vae.programs import Program, Programs, forked_random_state
+from ppl_vae.indexing import alike
+from ppl_vae.programs import Programs, forked_random_state
 from ppl_vae.sampling import sample
 
 __all__ = ["SMALL", "Names", "Pair", "fits", "make", "names", "variants", "with_global_latents"]
 
 # Sizes at which every program of the zoo runs in milliseconds.
-SMALL = {"x_dim": 6, "z_dim": 2, "y_dim": 3, "covariate_dim": 6, "hidden": (8,)}
+SMALL = {
+    "x_dim": 6,
+    "z_dim": 2,
+    "y_dim": 3,
+    "covariate_dim": 6,
+    "hidden": (8,),
+    "components": 3,
+    "positions": 2,
+    "codes": 4,
+}
 
 # What a batch holds besides x, by the names of the programs' arguments.
 GIVEN: dict[str, Callable[[int, int], Tensor]] = {
@@ -51,11 +60,14 @@ class Pair:
 
     def data_set(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | Batch:
         """Draw data that the likelihood supports, its own, in the form that `ppl_vae.fit` takes."""
-        rest = tuple(GIVEN[name](n, x_dim) for name in self.arguments if name not in ("x", "index"))
         dtypes = [p.dtype for p in self.parameters().values()]
-        like = (torch.zeros(n, x_dim, dtype=next(iter(dtypes), torch.float32)), *rest)
-        x = sample(self.model, like=like, n=n, seed=1)["x"]
-        return (x, *rest) if rest else x
+        like = self.beside(torch.zeros(n, x_dim, dtype=next(iter(dtypes), torch.float32)))
+        return self.beside(sample(self.model, like=like, n=n, seed=1)["x"])
+
+    def beside(self, x: Tensor) -> Tensor | Batch:
+        """Return data with what else the programs take of each datum but its row: labels in turn, a mask."""
+        others = [name for name in self.arguments if name not in ("x", "index")]
+        return (x, *(GIVEN[name](*x.shape) for name in others)) if others else x
 
     def data(self, n: int = 5, x_dim: int = SMALL["x_dim"]) -> Tensor | Batch:
         """Draw a batch, with its rows in the data set where a program asks for them."""
@@ -68,13 +80,14 @@ class Pair:
         return Programs(self.model, self.guide).parameters()
 
 
-def make(model: str, guide: str, part: str | None = None) -> Pair:
+def make(model: str, guide: str, part: str | None = None, sizes: Mapping[str, Any] = SMALL) -> Pair:
     """Return a small pair in float64.
 
     Args:
         model: its name in the zoo.
         guide: likewise.
         part: the name of a prior, or of a head, that the model is to have.
+        sizes: what the constructors are given of what they take.
 
     Example:
         >>> type(make("vae", "normal", "ToNormalOneScale").model.decoder[-1]).__name__
@@ -82,19 +95,26 @@ def make(model: str, guide: str, part: str | None = None) -> Pair:
     """
     with forked_random_state(0):
         if part in priors.__all__:  # some are made of the guide's encoder
-            q = zoo.build(zoo.find("guides", guide), SMALL)
-            made = {"prior": zoo.build(getattr(priors, part), SMALL | {"encoder": q.encoder, "components": 3})}
-            p = zoo.build(zoo.find("models", model), SMALL | made)
+            q = zoo.build(zoo.find("guides", guide), sizes)
+            made = zoo.build(getattr(priors, part), sizes | _of_priors(sizes) | {"encoder": q.encoder})
+            p = zoo.build(zoo.find("models", model), sizes | {"prior": made})
         else:
-            p = zoo.build(zoo.find("models", model), SMALL | (_decoder(part) if part else {}))
-            q = zoo.build(zoo.find("guides", guide), SMALL | {"model": p})
+            p = zoo.build(zoo.find("models", model), sizes | (_decoder(part, sizes) if part else {}))
+            q = zoo.build(zoo.find("guides", guide), sizes | {"model": p})
     return Pair(p.double(), q.double())
 
 
-def _decoder(head: str) -> Mapping[str, nn.Module]:
+def _of_priors(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what else constructors of priors take: exemplars, components."""
+    shape = (sizes["components"], sizes["z_dim"])
+    given = {"logits": torch.zeros(shape[0]), "loc": torch.randn(shape), "scale": torch.ones(shape)}
+    return given | {"exemplars": torch.rand(7, sizes["x_dim"])}
+
+
+def _decoder(head: str, sizes: Mapping[str, Any]) -> Mapping[str, nn.Module]:
     """Return a VAE's decoder with a head by name."""
-    made = zoo.build(getattr(nets, head), SMALL)
-    return {"decoder": nn.Sequential(nets.MLP(SMALL["z_dim"], (8,), made.outputs * SMALL["x_dim"]), made)}
+    made = zoo.build(getattr(nets, head), sizes)
+    return {"decoder": nn.Sequential(nets.MLP(sizes["z_dim"], sizes["hidden"], made.outputs * sizes["x_dim"]), made)}
 
 
 @cache
@@ -107,32 +127,19 @@ def fits(model: str, guide: str) -> bool:
     """
     try:
         pair = make(model, guide)
-    except TypeError:  # a closed form that this model does not have
-        return False
-    if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
-        return False  # the guide reads what the model's batch has not
-    batch = as_batch(pair.data())
-    programs = alike(pair.model, pair.guide)
-    if not all(_takes(program, batch) for program in programs):
-        return False  # the guide reads less
-    traces = [poutine.trace(program).get_trace(*batch) for program in programs]
-    wanted, drawn = (contract.latents(trace) for trace in traces)
-    if {name for name, site in wanted.items() if not contract.is_marked(site)} - set(drawn) or set(drawn) - set(wanted):
-        return False
-    try:
+        batch = as_batch(pair.data())
+        if [name for name in pair.arguments if name != "index"] != _arguments(pair.model):
+            return False  # the guide reads what the model's batch has not
+        model, guide = alike(pair.model, pair.guide)
+        # Networks of guides read real numbers; a guide that fits a model of whole numbers reads none.
+        real = (batch[0].double(), *batch[1:])
+        traces = [poutine.trace(model).get_trace(*batch), poutine.trace(guide).get_trace(*real)]
+        contract.check_names(*traces)
+        contract.check_known(traces[1])
         supports.check_pair_shapes(*traces)
         supports.check_densities(*traces)
         supports.check_supports(*traces)
-    except contract.ContractError:
-        return False
-    return True
-
-
-def _takes(program: Program, batch: Batch) -> bool:
-    """Tell whether a program can be called with the tensors of a batch."""
-    try:
-        signature_of(program).bind(*batch)
-    except TypeError:
+    except (TypeError, ValueError):  # no closed form, other arguments, other latents
         return False
     return True
 
@@ -162,7 +169,17 @@ def variants() -> list[Names]:
         True
     """
     heads = [name for name in nets.__all__ if hasattr(getattr(nets, name), "outputs")]
-    return [("vae", "normal", part) for part in (*priors.__all__, *heads)]
+    return [("vae", "normal", part) for part in (*priors_of_vectors(), *heads)]
+
+
+def priors_of_vectors() -> list[str]:
+    """Return the names of the priors of real vectors, which a VAE takes."""
+    found = {name: getattr(priors, name) for name in priors.__all__ if "Codes" not in name}
+    return [name for name, prior in found.items() if _takes_nothing(prior)]
+
+
+def _takes_nothing(module: Any) -> bool:
+    return isinstance(module, type) and [*inspect.signature(module.forward).parameters] == ["self"]
 
 
 def with_global_latents() -> set[str]:

@@ -14,7 +14,15 @@ from torch.distributions import constraints
 
 from ppl_vae.contract import ContractError, innermost, is_auxiliary, is_factor, kind, latents, observed
 
-__all__ = ["check_data_support", "check_densities", "check_pair_shapes", "check_supports", "shared_latents"]
+__all__ = [
+    "check_data_support",
+    "check_densities",
+    "check_likelihood",
+    "check_pair_shapes",
+    "check_reach_of_draws",
+    "check_supports",
+    "shared_latents",
+]
 
 
 def shared_latents(model_trace: Any, guide_trace: Any) -> list[tuple[str, Any, Any]]:
@@ -35,18 +43,34 @@ def check_pair_shapes(model_trace: Any, guide_trace: Any) -> None:
 
 def check_densities(model_trace: Any, guide_trace: Any) -> None:
     """Neither the likelihood nor the guide is a point mass."""
-    for name, site in observed(model_trace).items():
-        if isinstance(innermost(site["fn"]), dist.Delta):
-            raise ContractError(
-                f"site '{name}' is a deterministic likelihood (Delta), which has no density to weigh; give it noise, "
-                "such as a Normal, or leave it out with pyro.deterministic"
-            )
+    check_likelihood(model_trace)
     auxiliary = any(is_auxiliary(site) for site in latents(guide_trace).values())
     for name, site in latents(guide_trace).items():
         if isinstance(innermost(site["fn"]), dist.Delta) and not auxiliary:
             raise ContractError(
                 f"site '{name}' is a point mass (Delta) in the guide, which has no density to weigh; draw it from a "
                 "distribution, such as a Normal"
+            )
+
+
+def check_likelihood(model_trace: Any) -> None:
+    """The likelihood is no point mass."""
+    for name, site in observed(model_trace).items():
+        if isinstance(innermost(site["fn"]), dist.Delta):
+            raise ContractError(
+                f"site '{name}' is a deterministic likelihood (Delta), which has no density to weigh; give it noise, "
+                "such as a Normal, or leave it out with pyro.deterministic"
+            )
+
+
+def check_reach_of_draws(model_trace: Any, guide_trace: Any) -> None:
+    """What a guide without density draws for a latent has one under the prior."""
+    drawn = latents(guide_trace)
+    for name, p, _ in shared_latents(model_trace, guide_trace):
+        if not _supports(p, drawn[name]["value"]):
+            raise ContractError(
+                f"site '{name}': the guide draws values outside {p.support}, the support of the model's {kind(p)}; "
+                "give its network an output that stays inside, such as a softplus or a sigmoid"
             )
 
 

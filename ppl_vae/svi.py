@@ -20,7 +20,7 @@ from ppl_vae.indexing import alike
 from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
 from ppl_vae.objectives.vocabulary import advance
-from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, check_strangers, held_by
+from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, held_by, moved_by
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
@@ -264,14 +264,8 @@ class SVIStep:
         held = held_by(self.optimizer)
         if [*map(id, held)] == self._held:
             return
-        if not held:
-            raise ValueError(
-                f"{self.role.name}: none of its parameters requires a gradient any more; thaw some, or stop"
-            )
-        check_strangers(self.optimizer, self.programs, self.role)
-        names = {id(tensor): name for name, tensor in self.programs.tensors().items()}
+        self._moved = moved_by(self.optimizer, self.programs, self.role)
         self._held = [*map(id, held)]
-        self._moved = {names[id(p)]: p for p in held}
         self.ascent.forget()
         self.shared_ascent.forget()
 

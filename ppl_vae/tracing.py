@@ -22,6 +22,7 @@ from ppl_vae.programs import Program, own_parameters
 __all__ = [
     "Draw",
     "Unobserved",
+    "dreamt",
     "enumerated_trace",
     "first",
     "paired_traces",
@@ -30,6 +31,7 @@ __all__ = [
     "scored_at_draws",
     "scored_dream",
     "trace_of_first",
+    "trace_with_particles",
 ]
 
 # How to draw a latent of the guide: site name and distribution to value, or None for the usual way.
@@ -54,6 +56,11 @@ def paired_traces(
     enumerated = Enumerating()(plated(model, particles))
     model_trace = poutine.trace(poutine.replay(enumerated, trace=_tapped(guide_trace))).get_trace(*batch)
     return model_trace, guide_trace
+
+
+def trace_with_particles(program: Program, batch: Batch, particles: int) -> Any:
+    """Trace one program alone, with K draws of each of its latents."""
+    return poutine.trace(plated(program, particles)).get_trace(*batch)
 
 
 def scored_at_draws(
@@ -111,12 +118,22 @@ def scored_dream(model: Program, guide: Program, batch: Batch) -> Tensor:
         ContractError: the model observes something that is not a tensor of the batch.
     """
     with torch.no_grad():
-        dream = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
-    sites = dict(contract.sample_sites(dream))
+        sites, dream = dreamt(model, batch)
     latents = {name: site["value"] for name, site in sites.items() if not site["infer"].get("was_observed")}
-    guide_trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*placed(sites, batch))
+    guide_trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*dream)
     drawn = {name: site for name, site in contract.sample_sites(guide_trace) if name in latents}
     return sum(scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in drawn.values())
+
+
+def dreamt(model: Program, batch: Batch) -> tuple[dict[str, Site], Batch]:
+    """Draw latents and data from the model, one for each row; return its sites, and the batch that it dreamt.
+
+    Raises:
+        ContractError: the model observes something that is not a tensor of the batch.
+    """
+    trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
+    sites = dict(contract.sample_sites(trace))
+    return sites, placed(sites, batch)
 
 
 def placed(sites: Mapping[str, Site], batch: Batch) -> Batch:

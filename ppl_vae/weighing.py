@@ -8,19 +8,20 @@ import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Size, Tensor
-from torch.distributions import Independent, OneHotCategorical, kl_divergence
+from torch.distributions import Independent, OneHotCategorical
 
 from ppl_vae import contract
 from ppl_vae.batches import as_batch
 from ppl_vae.contract import ContractError, Site
+from ppl_vae.divergences import closed_kl
 from ppl_vae.enumeration import enumerated_by, expanded, summed_out
 from ppl_vae.gradients import along
-from ppl_vae.indexing import alike
+from ppl_vae.indexing import alike, refuse_dreams
 from ppl_vae.particles import Particles, Path, finite_mass
 from ppl_vae.programs import Program, own_parameters
 from ppl_vae.tracing import Draw, paired_traces, scored_at_draws, scored_dream
 
-__all__ = ["weigh"]
+__all__ = ["scaled", "weigh"]
 
 
 def weigh(
@@ -85,6 +86,7 @@ def weigh(
         model_trace, guide_trace = paired_traces(model, guide, batch, particles, path, draw)
         contract.check_roles(model_trace, guide_trace)
         contract.check_names(model_trace, guide_trace)
+        contract.check_known(guide_trace)
         contract.check_plates(guide_trace, "guide", rows)
         contract.check_plates(model_trace, "model", rows)
         shape = Size([particles, rows])
@@ -125,7 +127,8 @@ def dreamt_log_q(model: Program, guide: Program, x: Any) -> Tensor:
         ``log q(z' | x')`` with ``x', z' ~ p``, ``(B,)``, differentiable in the guide's parameters.
 
     Raises:
-        ContractError: the model observes something that is not a tensor of the batch.
+        ContractError: the model observes something that is not a tensor of the batch, or the guide has something for
+            the rows of a data set, where dreams have none.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -133,6 +136,8 @@ def dreamt_log_q(model: Program, guide: Program, x: Any) -> Tensor:
         >>> dreamt_log_q(VAE(), Normal(), torch.ones(4, 784)).shape
         torch.Size([4])
     """
+    refuse_dreams(guide)
+    model, guide = alike(model, guide)
     with own_parameters():
         return scored_dream(model, guide, as_batch(x))
 
@@ -159,7 +164,7 @@ def _summed(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
 
 
 def _densities(sites: Mapping[str, Site], shape: Size, linear: bool, natural: bool = False) -> dict[str, Tensor]:
-    densities = {name: _scaled(name, site, linear) for name, site in sites.items()}
+    densities = {name: scaled(name, site, linear) for name, site in sites.items()}
     for name in enumerated_by(sites):
         densities[name] = densities[name] if natural else finite_mass(densities[name])
     return densities if natural else {name: expanded(density, shape) for name, density in densities.items()}
@@ -188,8 +193,17 @@ def _relaxed_log_prob(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tens
     return fn.log_prob(value, *args, **kwargs)
 
 
-def _scaled(name: str, site: Site, linear: bool) -> Tensor:
-    """Return a site's log density times its own scale; the plate's common scale stays outside."""
+def scaled(name: str, site: Site, linear: bool) -> Tensor:
+    """Return a site's log density with its masks, times its own scale; the plate's common scale stays outside.
+
+    Args:
+        name: of the site.
+        site: of a trace.
+        linear: whether what it goes into is linear in it, so that a scale of its own has a meaning.
+
+    Raises:
+        ContractError: it has such a scale where it has no meaning.
+    """
     common, scale = contract.plate_scale(site), site["scale"]
     if contract.has_common_scale(site):
         return _log_prob(site)
@@ -223,7 +237,34 @@ def _values(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
 def _scores(guide_trace: Any, path: Path) -> dict[str, Tensor]:
     """Return the log density, one for each draw, of sites whose draws carry no gradient."""
     drawn = {n: s for n, s in contract.latents(guide_trace).items() if s["infer"].get("_enumerate_dim") is None}
-    return {name: _log_prob(site) for name, site in drawn.items() if path is Path.NONE or not site["fn"].has_rsample}
+    scores = {n: _log_prob(s) for n, s in drawn.items() if path is Path.NONE or not s["fn"].has_rsample}
+    for name, score in scores.items():
+        check_learns(name, drawn[name]["fn"], score)
+    return scores
+
+
+def check_learns(name: str, fn: Any, log_q: Tensor) -> None:
+    """Raise if draws that are taken as given would teach a guide nothing, as its density has no gradient.
+
+    Args:
+        name: of the site.
+        fn: the guide's distribution.
+        log_q: its log density.
+
+    Raises:
+        ContractError: the draws have a gradient, and their density has none.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> loc = torch.zeros(2, requires_grad=True)
+        >>> check_learns("z", Normal(loc, 1.0), Normal(loc, 1.0).log_prob(torch.zeros(2)))
+    """
+    along_path_alone = fn.has_rsample and torch.is_grad_enabled() and not log_q.requires_grad
+    if along_path_alone and fn.rsample().requires_grad:
+        raise ContractError(
+            f"site '{name}' ({contract.kind(fn)}) learns through its draws alone, and this objective takes draws as "
+            "given and learns from their density, which has no gradient here; train on elbo"
+        )
 
 
 def _stopped(
@@ -236,7 +277,9 @@ def _stopped(
     stopped = {}
     for name in log_q:
         if again[name]["fn"].has_rsample and contract.has_density(again[name]):
-            density = _scaled(name, again[name], linear)
+            density = scaled(name, again[name], linear)
+            if not density.requires_grad:  # a constant, as that of a point mass on codes
+                continue
             slopes = torch.autograd.grad(density.sum(), [*draws.values()], retain_graph=True, allow_unused=True)
             through = [
                 along(draws[drawn], slope, _axes(again[drawn], density, name))
@@ -262,7 +305,7 @@ def _axes(drawn: Site, density: Tensor, name: str) -> int:
 def _closed_kl(
     model_trace: Any, guide_trace: Any, log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return KL(q || p) of each latent that torch or Pyro know in closed form."""
+    """Return KL(q || p) of each latent that has it in closed form."""
     contract.check_order(model_trace, guide_trace)
     p_sites, q_sites = contract.latents(model_trace), contract.latents(guide_trace)
     found = {}
@@ -272,9 +315,8 @@ def _closed_kl(
             continue
         if contract.has_mask(q["fn"]) or contract.has_mask(p_sites[name]["fn"]):
             continue  # Pyro's closed form covers what either masks
-        try:
-            divergence = kl_divergence(q["fn"], p_sites[name]["fn"])
-        except NotImplementedError:
+        divergence = closed_kl(q["fn"], p_sites[name]["fn"])
+        if divergence is None:
             continue
         covered = scale_and_mask(divergence, 1.0, q["mask"])
         # Where one program alone masks the site, what is left of the two densities is no divergence.

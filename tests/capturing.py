@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.indexing import alike
 from ppl_vae.programs import Programs
 
 SCALE = 1.0  # read by programs as an attribute of a module of code
@@ -13,7 +14,7 @@ SCALE = 1.0  # read by programs as an attribute of a module of code
 
 def step_on(model, guide, x, objective=pv.objectives.elbo, particles=2, compile=False, **options):  # noqa: A002
     """Return a step with an optimizer over all parameters that the objective may train."""
-    parameters = Programs(model, guide, objective).run_once(model, guide, pv.batches.as_batch(x)).parameters()
+    parameters = Programs(model, guide, objective).run_once(*alike(model, guide), pv.batches.as_batch(x)).parameters()
     if pv.objectives.facts(objective).upper:
         parameters = {name: p for name, p in parameters.items() if not name.startswith("model")}
         if not parameters:

@@ -33,6 +33,21 @@ def kind(*names: str) -> Hashable:
     return frozenset((way, min(count, 2)) for way, count in found.items())
 
 
+def without_density() -> set[str]:
+    """Return the names of the guides that are not to be weighed, and say so."""
+    return {name for name in zoo.discover("guides") if _refused(make("vae", name))}
+
+
+def _refused(pair: Pair) -> bool:
+    try:
+        pv.weigh(pair.model, pair.guide, pair.data())
+    except pv.ContractError as error:
+        return "density is not known" in str(error)
+    except (TypeError, ValueError):
+        return False
+    return False
+
+
 def one_of_each_kind() -> list[Names]:
     """Return the names of a pair of every kind that there is, with a guide to train if one has it."""
     trained = sorted(names(), key=lambda pair: any(True for _ in make(*pair).guide.parameters()))

@@ -46,6 +46,18 @@ MAY_IMPORT = {
     "replaying": set(),
     "parallel": {"batches"},
     "updating": {"optimizers"},
+    "adversarial": set(),
+    "players": {
+        *("batches", "checking", "compiling", "contract", "objectives", "optimizers", "parallel", "programs", "svi"),
+        "updating",
+    },
+    "gan_steps": {
+        *("adversarial", "batches", "checking", "contract", "objectives", "players", "programs", "tracing"),
+    },
+    "adversarial_steps": {
+        *("adversarial", "batches", "checking", "contract", "gan_steps", "indexing", "objectives", "players"),
+        *("programs", "supports", "tracing", "weighing"),
+    },
     "log_priors": {"programs"},
     "indexing": {"batches", "contract", "programs"},
     "steps": {"chunking", "objectives", "log_priors", "programs", "pyro_step", "svi"},
@@ -69,7 +81,11 @@ MAY_IMPORT = {
     "compiling": {"batches", "capture", "parallel", "programs", "remarks", "replaying", "rewriting", "watching"},
     "rewriting": set(),
     "tracing": {"batches", "contract", "particles", "programs"},
-    "weighing": {"batches", "contract", "enumeration", "gradients", "indexing", "particles", "programs", "tracing"},
+    "divergences": set(),
+    "weighing": {
+        *("batches", "contract", "divergences", "enumeration", "gradients", "indexing", "particles", "programs"),
+        "tracing",
+    },
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
     "figures": {"batches", "crossing", "objectives", "programs", "progress"},
     "latents": {"checking", "contract", "crossing", "objectives", "programs", "progress"},
@@ -128,7 +144,7 @@ PUBLIC = {
     *("weigh", "check", "svi_step", "fit", "evaluate", "sample", "registered", "reconstruct", "impute", "compare"),
     *("variational_em", "variational_em_step", "normal_prior"),
     *("elbo_surgery", "aggregate_kl", "active_units", "perplexity", "ais", "bdmc", "em", "em_step", "cavi"),
-    *("PointEstimate", "MeanField", "starts", "robbins_monro"),
+    *("PointEstimate", "MeanField", "starts", "robbins_monro", "adversarial", "adversarial_step", "gan_step"),
 }
 
 
@@ -201,7 +217,7 @@ def test_public_names_are_there():
 
 
 def test_verbs_are_functions_and_not_modules():
-    modules = {"data", "objectives", "nets", "covariances", "starts", "distributions", "priors"}
+    modules = {"data", "objectives", "nets", "covariances", "starts", "distributions", "priors", "adversarial"}
     verbs = {name for name in PUBLIC if name.islower()} - modules
     assert all(callable(getattr(pv, verb)) for verb in verbs)
 

@@ -50,19 +50,20 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A linear layer and two transposed convolutions: the mirror of `ConvEncoder`.
 
-    Shapes: ``(..., in_dim) -> (..., H * W)``. Sides that four does not divide are cropped.
+    Shapes: ``(..., in_dim) -> (..., outputs * H * W)``. Sides that four does not divide are cropped.
 
     Args:
         in_dim: size of the last axis of the input.
         shape: ``(H, W)`` of the image.
         channels: channels before the two transposed convolutions, each of which doubles the image.
+        outputs: images to give, one after the other; as many as a head takes for a pixel (``Head.outputs``).
 
     Example:
         >>> ConvDecoder(8, (28, 20))(torch.zeros(3, 2, 8)).shape
         torch.Size([3, 2, 560])
     """
 
-    def __init__(self, in_dim: int, shape: tuple[int, int], channels: tuple[int, int] = (64, 32)):
+    def __init__(self, in_dim: int, shape: tuple[int, int], channels: tuple[int, int] = (64, 32), outputs: int = 1):
         super().__init__()
         self.shape = shape
         quarter = tuple(_halved(_halved(side)) for side in shape)
@@ -72,13 +73,13 @@ class ConvDecoder(nn.Module):
             nn.Unflatten(1, (channels[0], *quarter)),
             nn.ConvTranspose2d(channels[0], channels[1], 4, stride=2, padding=1),
             nn.ReLU(),
-            nn.ConvTranspose2d(channels[1], 1, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(channels[1], outputs, 4, stride=2, padding=1),
         )
         _channels_innermost(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode ``(..., in_dim)`` to ``(..., H * W)``."""
-        image = self.net(z.reshape(-1, z.shape[-1]))[:, 0, : self.shape[0], : self.shape[1]]
+        """Decode ``(..., in_dim)`` to ``(..., outputs * H * W)``."""
+        image = self.net(z.reshape(-1, z.shape[-1]))[..., : self.shape[0], : self.shape[1]]
         return image.reshape(*z.shape[:-1], -1)
 
 

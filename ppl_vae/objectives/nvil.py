@@ -15,11 +15,12 @@ __all__ = ["NVIL"]
 
 
 class _Rows(nn.Module):
-    """Flatten each datum, numbers without an axis of their own too."""
+    """Flatten each datum, numbers without an axis of their own too; whole numbers become real."""
 
     def __init__(self, x_dim: int):
         super().__init__()
         self.x_dim = x_dim
+        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(x.shape[0], -1)
@@ -28,7 +29,7 @@ class _Rows(nn.Module):
                 f"objective: NVIL's baseline takes {self.x_dim} elements, found {rows.shape[1]} in a datum; make it "
                 f"NVIL(x_dim={rows.shape[1]})"
             )
-        return rows
+        return rows if rows.is_floating_point() else rows.to(self.like.dtype)
 
 
 @objective(

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, OneHotCategorical
-from torch.nn import functional as F
 
 __all__ = ["Binary", "OneHot", "Variable", "variable"]
 
@@ -70,7 +69,9 @@ class OneHot:
 
     def hard(self, latent: Tensor) -> Tensor:
         """Return the corner that a latent decides for."""
-        return F.one_hot(latent.argmax(-1), latent.shape[-1]).to(latent.dtype)
+        # Without torch's one_hot, which reads numbers off the tensor.
+        corners = torch.arange(latent.shape[-1], device=latent.device)
+        return (latent.argmax(-1, keepdim=True) == corners).to(latent.dtype)
 
     def relaxed(self, latent: Tensor, temperature: Tensor | float) -> Tensor:
         """Return a point of the simplex, differentiable in the latent."""

@@ -1,0 +1,158 @@
+"""Train every pair of the zoo on real images: ELBO, log-likelihood, what its latents are used for, and samples.
+
+    python -m benchmarks.zoo [NAME ...] [--data digits] [--epochs N] [--quick]
+
+Each model with each guide that fits it, and the VAE with every prior, has the same sizes, the same number of epochs and
+the same Adam. Bounds are those of the test images in nats an image; log-likelihoods are importance-weighted. The first
+row is the model that has no latents: independent pixels.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import ppl_vae as pv
+from benchmarks.figures import canvas
+from benchmarks.speed import commands
+from ppl_vae import pairing, priors, zoo
+from ppl_vae.batches import as_batch
+from ppl_vae.checking import supports
+from ppl_vae.pairing import Names, Pair
+
+SIZES = {"x_dim": 784, "z_dim": 20, "y_dim": 10, "hidden": (200,), "components": 50}
+TEST, PARTICLES = 1000, 500
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a pair."""
+
+    pair: str
+    objective: str
+    elbo: float
+    log_px: float
+    error: float
+    latents: str
+    seconds: float
+
+
+def wanted(chosen: list[str]) -> list[Names]:
+    """Return the names of the pairs on binary images, those that a person named if any."""
+    found = [*pairing.names(), *(names for names in pairing.variants() if names[-1] in priors.__all__)]
+    return [names for names in found if not chosen or set(chosen) & set(names)]
+
+
+def beside(pair: Pair, x: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Return images with their labels, or with a mask that hides a fifth of the pixels, for programs that take them."""
+    generator = torch.Generator().manual_seed(0)
+    given = {"y": labels, "observed": torch.rand(x.shape, generator=generator) > 0.2}
+    others = tuple(given[name] for name in pair.arguments if name in given)
+    return (x, *others) if others else x
+
+
+def takes_bits(names: Names, data: pv.data.Splits, sizes: Mapping[str, Any]) -> bool:
+    """Tell whether the likelihood of a model is one of zeros and ones."""
+    pair = pairing.make(*names, sizes=sizes)
+    binary = supports(pair.model.float(), beside(pair, data.test[:2], data.info.labels["test"][:2]))
+    return binary and not supports(pair.model, beside(pair, data.test[:2] / 2, data.info.labels["test"][:2]))
+
+
+def suitable(pair: Pair, batch: Any) -> Mapping[str, Any]:
+    """Return the bound to train on: the ELBO, its gradient by leave-one-out baselines where draws have no path."""
+    scored = pv.weigh(pair.model, pair.guide, batch).score
+    return {"objective": pv.objectives.rloo, "particles": 4} if scored else {"objective": pv.objectives.elbo}
+
+
+def used(pair: Pair, test: Any) -> str:
+    """Say how many units are active, or how many codes are used."""
+    try:
+        return str(pv.active_units(pair.guide, test, draws=10, progress=False)).splitlines()[0]
+    except ValueError:
+        return str(pv.perplexity(pair.guide, test, progress=False)).splitlines()[0]
+
+
+def trained(names: Names, data: pv.data.Splits, epochs: int, sizes: Mapping[str, Any]) -> tuple[Row, Tensor]:
+    """Train a pair, and return what became of it, with samples."""
+    pair = pairing.make(*names, sizes=sizes)
+    pair = Pair(pair.model.float(), pair.guide.float())
+    train = beside(pair, data.train, data.info.labels["train"])
+    test = beside(pair, data.test[:TEST], data.info.labels["test"][:TEST])
+    how = suitable(pair, tuple(part[:8] for part in as_batch(test)))
+    started = time.perf_counter()
+    pv.fit(pair.model, pair.guide, train, epochs=epochs, batch_size=100, optimizer=ADAM, progress=False, **how)
+    seconds = time.perf_counter() - started
+    found = pv.evaluate(pair.model, pair.guide, test, particles=PARTICLES, progress=False)
+    row = Row(
+        " + ".join(names), how["objective"].facts.name, float(found.elbo.mean()), found.mean, found.se, "", seconds
+    )
+    draws = pv.sample(pair.model, like=test, n=SHOWN)
+    return Row(**asdict(row) | {"latents": used(pair, test)}), pv.decode(pair.model, draws, like=test)["x"]
+
+
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+def without_latents(data: pv.data.Splits) -> Row:
+    """Return the log-likelihood of independent pixels."""
+    mean = data.train.mean(0).clamp(1e-4, 1 - 1e-4)
+    log_px = torch.distributions.Bernoulli(mean).log_prob(data.test[:TEST]).sum(-1)
+    return Row("independent pixels", "", float("nan"), float(log_px.mean()), float(log_px.std() / TEST**0.5), "", 0.0)
+
+
+def picture(samples: Mapping[str, Tensor], shape: tuple[int, int]) -> Figure:
+    """Draw samples of every pair."""
+    columns = 6
+    figure, grid = canvas(-(-len(samples) // columns), columns, 12.0, 2.3 * -(-len(samples) // columns))
+    for axes in grid.flat:
+        axes.axis("off")
+    side = int(SHOWN**0.5)
+    for axes, (name, x) in zip(grid.flat, samples.items(), strict=False):
+        tiles = x.reshape(side, side, *shape).permute(0, 2, 1, 3).reshape(side * shape[0], side * shape[1])
+        axes.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
+        axes.set_title(name.replace(" + ", "\n"), fontsize=7)
+    return figure
+
+
+def table(rows: list[Row], title: str) -> Table:
+    """Return the rows as printed."""
+    made = Table("pair", "trained on", "test ELBO", "log p(x)", "latents", "seconds", title=title, title_justify="left")
+    for row in rows:
+        cells = (f"{row.elbo:.2f}", f"{row.log_px:.2f} ± {row.error:.2f}", row.latents, f"{row.seconds:.0f}")
+        made.add_row(row.pair, row.objective, *cells)
+    return made
+
+
+def main() -> None:
+    """Train, print and draw."""
+    parser = commands.parser(__doc__, rounds=1)
+    parser.add_argument("names", nargs="*", help="of models, guides or priors; all pairs if left out")
+    parser.add_argument("--data", default="mnist", help="data set with labels (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
+    given = parser.parse_args()
+    if unknown := set(given.names) - {*zoo.discover("models"), *zoo.discover("guides"), *priors.__all__}:
+        parser.error(f"no program is called {', '.join(sorted(unknown))}; see ppl-vae list")
+    data = pv.data.load(given.data, binarize="static")
+    sizes = SIZES | {"x_dim": data.train.shape[1]}
+    rows, samples = [without_latents(data)], {}
+    for names in wanted(given.names):
+        if not takes_bits(names, data, sizes):
+            continue
+        torch.manual_seed(0)
+        row, samples[row.pair] = trained(names, data, 1 if given.quick else given.epochs, sizes)
+        rows.append(row)
+        Console(width=130).print(table([row], ""))
+    Console(width=130).print(table(rows, f"{given.data}, static binarization, {given.epochs} epochs"))
+    commands.write("zoo", {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
+
+
+if __name__ == "__main__":
+    main()

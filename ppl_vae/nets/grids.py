@@ -1,0 +1,112 @@
+"""Convolutional networks between grey images and grids of vectors, with any number of leading axes."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isqrt, prod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GridDecoder", "GridEncoder", "grid_of", "image_shape"]
+
+CHANNELS = (32, 64)
+
+
+def image_shape(x_dim: int) -> tuple[int, int]:
+    """Return the sides of a square image of so many pixels, or of one row where they make no square.
+
+    Example:
+        >>> image_shape(784), image_shape(6)
+        ((28, 28), (1, 6))
+    """
+    side = isqrt(x_dim)
+    return (side, side) if side * side == x_dim else (1, x_dim)
+
+
+def grid_of(shape: tuple[int, int], channels: Sequence[int] = CHANNELS) -> tuple[int, int]:
+    """Return the sides of the grid that an image shrinks to, halved by each convolution and rounded up.
+
+    Example:
+        >>> grid_of((28, 20)), grid_of((1, 6))
+        ((7, 5), (1, 2))
+    """
+    return (-(-shape[0] // 2 ** len(channels)), -(-shape[1] // 2 ** len(channels)))
+
+
+class GridEncoder(nn.Module):
+    """Strided convolutions from flattened grey images to a grid of vectors.
+
+    Shapes: ``(..., H * W) -> (..., h * w, out_dim)``, positions in raster order.
+
+    Args:
+        shape: ``(H, W)`` of the image.
+        out_dim: size of each vector.
+        channels: channels of the convolutions, each of which halves the image.
+
+    Raises:
+        ValueError: the data are no such images.
+
+    Example:
+        >>> GridEncoder((28, 20), 8)(torch.zeros(3, 2, 560)).shape
+        torch.Size([3, 2, 35, 8])
+    """
+
+    def __init__(self, shape: tuple[int, int], out_dim: int, channels: Sequence[int] = CHANNELS):
+        super().__init__()
+        self.shape = shape
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise([1, *channels]):
+            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Conv2d([1, *channels][-1], out_dim, 1))
+        self.to(memory_format=torch.channels_last)  # as fast convolutions read kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode ``(..., H * W)`` as ``(..., h * w, out_dim)``."""
+        if x.shape[-1] != prod(self.shape):
+            raise ValueError(
+                f"x: expected a last axis of {prod(self.shape)} = {self.shape[0]} x {self.shape[1]} pixels, found "
+                f"shape {tuple(x.shape)}; flatten images with x.flatten(1), or say their sides by shape="
+            )
+        grid = self.net(x.reshape(-1, 1, *self.shape)).flatten(-2).transpose(-1, -2)
+        return grid.reshape(*x.shape[:-1], *grid.shape[1:])
+
+
+class GridDecoder(nn.Module):
+    """Transposed convolutions from a grid of vectors to flattened grey images: the mirror of `GridEncoder`.
+
+    Shapes: ``(..., h * w, in_dim) -> (..., H * W)``. What the last grid has beyond the image is cropped.
+
+    Args:
+        in_dim: size of each vector.
+        shape: ``(H, W)`` of the image.
+        channels: channels of the encoder that this one mirrors; each convolution doubles the grid.
+
+    Raises:
+        ValueError: the vectors make no such grid.
+
+    Example:
+        >>> GridDecoder(8, (28, 20))(torch.zeros(3, 2, 35, 8)).shape
+        torch.Size([3, 2, 560])
+    """
+
+    def __init__(self, in_dim: int, shape: tuple[int, int], channels: Sequence[int] = CHANNELS):
+        super().__init__()
+        self.shape, self.grid = shape, grid_of(shape, channels)
+        widths = [*reversed(channels), 1]
+        layers: list[nn.Module] = [nn.Conv2d(in_dim, widths[0], 1)]
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1)]
+        self.net = nn.Sequential(*layers)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode ``(..., h * w, in_dim)`` to ``(..., H * W)``."""
+        if z.shape[-2] != prod(self.grid):
+            raise ValueError(
+                f"z: expected {prod(self.grid)} = {self.grid[0]} x {self.grid[1]} positions, found shape "
+                f"{tuple(z.shape)}; an image of {self.shape[0]} x {self.shape[1]} pixels has as many "
+                "(nets.grid_of tells)"
+            )
+        grid = z.transpose(-1, -2).reshape(-1, z.shape[-1], *self.grid)
+        image = self.net(grid)[:, 0, : self.shape[0], : self.shape[1]]
+        return image.reshape(*z.shape[:-2], -1)
