@@ -59,7 +59,7 @@ class TextToImage(nn.Module):
         y_dim: int = 10,
         text_length: int = 1,
         positions: int = 4,
-        codes: int = 16,
+        codes: int = 32,
         hidden: Sequence[int] = (400,),
         width: int = 64,
         layers: int = 2,
