@@ -69,6 +69,9 @@ class _Registered(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         for name, owner in zip(self._names, self.owners, strict=True):
+            for parameter in owner.parameters():
+                # Of any other layout (channels_last) Pyro's store would keep and train a copy.
+                parameter.data = parameter.data.contiguous()
             pyro.module(name, owner)
         return self._program[0](*args, **kwargs)
 

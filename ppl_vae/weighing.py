@@ -225,13 +225,27 @@ def _scores(guide_trace: Any, path: Path) -> dict[str, Tensor]:
     drawn = {n: s for n, s in contract.latents(guide_trace).items() if s["infer"].get("_enumerate_dim") is None}
     scores = {n: _log_prob(s) for n, s in drawn.items() if path is Path.NONE or not s["fn"].has_rsample}
     for name, score in scores.items():
-        _check_score(name, drawn[name]["fn"], score)
+        check_learns(name, drawn[name]["fn"], score)
     return scores
 
 
-def _check_score(name: str, fn: Any, score: Tensor) -> None:
-    """Draws that are taken as given teach a guide through their density, if that has a gradient."""
-    along_path_alone = fn.has_rsample and torch.is_grad_enabled() and not score.requires_grad
+def check_learns(name: str, fn: Any, log_q: Tensor) -> None:
+    """Raise if draws that are taken as given would teach a guide nothing, as its density has no gradient.
+
+    Args:
+        name: of the site.
+        fn: the guide's distribution.
+        log_q: its log density.
+
+    Raises:
+        ContractError: the draws have a gradient, and their density has none.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> loc = torch.zeros(2, requires_grad=True)
+        >>> check_learns("z", Normal(loc, 1.0), Normal(loc, 1.0).log_prob(torch.zeros(2)))
+    """
+    along_path_alone = fn.has_rsample and torch.is_grad_enabled() and not log_q.requires_grad
     if along_path_alone and fn.rsample().requires_grad:
         raise ContractError(
             f"site '{name}' ({contract.kind(fn)}) learns through its draws alone, and this objective takes draws as "

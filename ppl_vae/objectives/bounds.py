@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_vae.gradients import weighted
 from ppl_vae.objectives.discrete import log_mean_of_others
 from ppl_vae.objectives.options import checked
-from ppl_vae.objectives.vocabulary import mean_with_score, objective, with_score
+from ppl_vae.objectives.vocabulary import check_slopes, mean_with_score, objective, with_score
 from ppl_vae.particles import Particles
 
 __all__ = ["ciwae", "cubo", "elbo", "iwae", "jackknife", "miwae", "renyi"]
@@ -172,7 +172,7 @@ def cubo(particles: Particles, n: float = 2.0) -> Tensor:
         Nats per datum, ``(B,)``.
 
     Raises:
-        ValueError: n is below 1.
+        ValueError: n is below 1, or a site's draws have a gradient and its density has none.
 
     Reference: A. B. Dieng, D. Tran, R. Ranganath, J. Paisley, D. Blei, "Variational Inference via
     chi Upper Bound Minimization", NeurIPS 2017, https://arxiv.org/abs/1611.00328.
@@ -182,6 +182,7 @@ def cubo(particles: Particles, n: float = 2.0) -> Tensor:
         tensor([-2.])
     """
     checked("n", n, "a finite number of at least 1 (below it the moment is no upper bound)", lambda n: 1 <= n < inf)
+    check_slopes(particles, "cubo")
     return with_score(particles.log_mean(n * particles.log_w) / n, particles)
 
 

@@ -11,7 +11,7 @@ from ppl_vae.objectives.options import checked, positive
 from ppl_vae.objectives.vocabulary import Estimate, mean_penalties, objective
 from ppl_vae.objectives.weighted import wake
 from ppl_vae.particles import Path
-from ppl_vae.weighing import dreamt_log_q, weigh
+from ppl_vae.weighing import check_learns, dreamt_log_q, weigh
 
 __all__ = ["EUBO", "WakeSleep"]
 
@@ -122,7 +122,7 @@ class EUBO(nn.Module):
         """Return the upper bound, ``(B,)``, and what to differentiate.
 
         Raises:
-            ValueError: the guide draws a site that the posterior does not.
+            ValueError: the guide draws a site that the posterior does not, or one whose density has no gradient.
         """
         with torch.no_grad():
             exact = weigh(model, self._posterior[0], batch, particles, linear=True).values
@@ -132,6 +132,7 @@ class EUBO(nn.Module):
                 raise ValueError(
                     f"posterior: it draws no site '{name}', as the guide does (it draws {', '.join(exact) or 'none'})"
                 )
+            check_learns(name, fn, fn.log_prob(exact[name]))
             return exact[name]
 
         record = weigh(model, guide, batch, particles, linear=True, draw=drawn)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_vae.gradients import weighted, zero_with_gradient
 from ppl_vae.objectives.bounds import elbo, iwae, power_mean
 from ppl_vae.objectives.options import checked, finite
-from ppl_vae.objectives.vocabulary import objective, over_draws, split_path, with_signal
+from ppl_vae.objectives.vocabulary import check_slopes, objective, over_draws, split_path, with_signal
 from ppl_vae.particles import Particles, Path, shares, total
 
 __all__ = ["dreg", "piwae", "score_function", "stl"]
@@ -105,7 +105,8 @@ def dreg(particles: Particles, alpha: float = 0.0) -> Tensor:
         Nats per datum, ``(B,)``: the value is that of `iwae`, or of `renyi`.
 
     Raises:
-        ValueError: a site is drawn without reparameterisation, or enumerated in the guide.
+        ValueError: a site is drawn without reparameterisation, enumerated in the guide, or has draws with a gradient
+            and a density without.
 
     Reference: G. Tucker, D. Lawson, S. Gu, C. Maddison, "Doubly Reparameterized Gradient Estimators
     for Monte Carlo Objectives", ICLR 2019, https://arxiv.org/abs/1810.04152, sections 4 and 6.
@@ -121,6 +122,7 @@ def dreg(particles: Particles, alpha: float = 0.0) -> Tensor:
             f"objective: site '{next(iter(particles.score))}' is drawn without reparameterisation, which dreg "
             "needs; use vimco, or sum the site out by enumeration"
         )
+    check_slopes(particles, "dreg")
     log_w = particles.log_w
     weights = shares(weighted(1 - alpha, log_w), -2)
     value = power_mean(particles, 1 - alpha).detach()

@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "advance",
     "around",
+    "check_slopes",
     "facts",
     "mean_penalties",
     "mean_penalty",
@@ -268,6 +269,27 @@ def mean_penalties(particles: Particles) -> tuple[Tensor | float, dict[str, Tens
     """
     penalties = {name: mean_penalty(penalty, particles) for name, penalty in particles.penalties.items()}
     return sum(penalties.values()), {name: penalty.detach() for name, penalty in penalties.items()}
+
+
+def check_slopes(particles: Particles, name: str) -> None:
+    """Raise if a draw moves with the guide while its density has no gradient, as that of a point mass on codes.
+
+    Args:
+        particles: K draws.
+        name: of an objective whose gradient is right only together with the density's.
+
+    Raises:
+        ValueError: there is such a site; the message names it.
+
+    Example:
+        >>> check_slopes(pv.Particles(log_p={"x": torch.zeros(2, 1)}, log_q={}), "dreg")
+    """
+    for site, value in particles.values.items():
+        if value.requires_grad and site in particles.log_q and not particles.log_q[site].requires_grad:
+            raise ValueError(
+                f"objective: site '{site}' has a gradient straight through its draws and none of its density, which "
+                f"{name} needs; train on elbo"
+            )
 
 
 def split_path(f: Tensor, particles: Particles, direct: Tensor, path: Tensor) -> Tensor:
