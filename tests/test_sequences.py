@@ -1,11 +1,14 @@
 """Autoregressive distributions: exact probabilities, draws that follow them, texts that make images."""
 
+import importlib
 import itertools
+from pathlib import Path
 
 import odds
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from typer.testing import CliRunner
 
 import ppl_vae as pv
 from ppl_vae import distributions, nets, priors
@@ -337,3 +340,11 @@ def test_a_label_is_a_text_of_one_token():
     labels = pv.weigh(model, guide, (x, y)).log_w
     torch.manual_seed(0)
     assert torch.equal(pv.weigh(model, guide, (x, y.unsqueeze(-1))).log_w, labels)
+
+
+def test_the_benchmark_runs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    app = importlib.import_module("words").app
+    done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
