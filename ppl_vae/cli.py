@@ -8,11 +8,11 @@ from ppl_vae.cli_diagnosis import ais, quality, surgery
 from ppl_vae.cli_evaluation import compare, evaluate, report
 from ppl_vae.cli_pictures import draw, sample
 from ppl_vae.cli_shared import app, free_folder
-from ppl_vae.cli_training import fit, list_
+from ppl_vae.cli_training import fit, list_, pairs
 
 __all__ = ["app", "free_folder", "main"]
 
-for command in (fit, evaluate, compare, report, sample, draw, ais, surgery, quality):
+for command in (fit, evaluate, compare, report, sample, draw, ais, surgery, quality, pairs):
     app.command()(command)
 app.command(name="list")(list_)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ppl_vae.cli_shared import Device, Program, Root, console, free_folder, leads, say, stoppable, table
 
-__all__ = ["fit", "list_"]
+__all__ = ["fit", "list_", "pairs"]
 
 
 def fit(
@@ -25,7 +25,8 @@ def fit(
     learning_rate: Annotated[float, typer.Option(help="Adam's step size.")] = 1e-3,
     z_dim: Annotated[int, typer.Option(min=1, help="Latent dimensions.")] = 20,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layer of decoder and encoder.")] = 200,
-    likelihood: Annotated[str, typer.Option(help="bernoulli, or gaussian with one learned scale.")] = "bernoulli",
+    likelihood: Annotated[str, typer.Option(help="Of pixels; see [bold]ppl-vae list[/].")] = "bernoulli",
+    prior: Annotated[str, typer.Option(help="Of the latents of a VAE; see [bold]ppl-vae list[/].")] = "standard_normal",
     binarize: Annotated[
         str | None,
         typer.Option(help="threshold, static or dynamic; dynamic if left out and the likelihood needs zeros and ones."),
@@ -94,13 +95,40 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
 
 def list_() -> None:
     """List models, guides, bounds and data sets."""
-    from ppl_vae import data, objectives, zoo
+    from ppl_vae import data, jobs, objectives, zoo
 
     for kind in zoo.KINDS:
         listing(kind, {name: zoo.summary(program) for name, program in zoo.discover(kind).items()})
     listed = objectives.every() | objectives.estimators()
     listing("objectives", {n: f"{b.facts.formula}  ({b.facts.reference})" for n, b in listed.items()})
+    for part, choices in (("likelihoods", jobs.LIKELIHOODS), ("priors", jobs.PRIORS)):
+        listing(part, {name: summary_of(made) for name, made in choices.items()})
     listing("data sets", {name: data.describe(name) for name in data.names()})
+
+
+def summary_of(made: Any) -> str:
+    """Return the first line of what documents a part of a program."""
+    return (made.__doc__ or "").splitlines()[0]
+
+
+def pairs(
+    model: Annotated[str | None, typer.Option(help="Name of one model; all if left out.")] = None,
+) -> None:
+    """Show which guides fit which models, and which objectives train them, as a Markdown table."""
+    from ppl_vae import applicability, pairing, zoo
+    from ppl_vae.progress import progress_bar
+
+    if model is not None:
+        zoo.find("models", model)
+    names = [found for found in pairing.names() if model in (None, found[0])]
+    if not names:
+        raise ValueError(f"model: {model} has latents that all data share, which no guide draws; use pv.cavi or pv.em")
+    rows = {}
+    with progress_bar("Pairs", len(names), None) as bar:
+        for found in names:
+            rows[found] = applicability.reasons(pairing.make(*found))
+            bar.advance()
+    say(applicability.table(rows))
 
 
 def listing(title: str, rows: dict[str, str]) -> None:

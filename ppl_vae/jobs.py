@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, runs, zoo
+from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, priors, runs, zoo
 from ppl_vae.checking import supports
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
@@ -43,6 +43,7 @@ class Settings:
     data: str = "digits"
     binarize: str | None = None
     likelihood: str = "bernoulli"
+    prior: str = "standard_normal"
     objective: str = "elbo"
     particles: int = 1
     epochs: int = 200
@@ -61,6 +62,7 @@ class Settings:
         for name, known in (
             ("objective", OBJECTIVES),
             ("likelihood", LIKELIHOODS),
+            ("prior", PRIORS),
             ("compile", COMPILE),
             ("precision", PRECISION),
         ):
@@ -90,21 +92,38 @@ class Job:
         self.options = {"x_dim": self.x_dim, "z_dim": settings.z_dim, "hidden": (settings.hidden,)}
         classes = [zoo.find("models", settings.model), zoo.find("guides", settings.guide)]
         # Whose constructors name an option decides whether it means anything.
-        self.taken = {name for name in (*self.options, "decoder") for c in classes if zoo.takes(c, name)}
+        self.taken = {name for name in (*self.options, *CHOSEN.values()) for c in classes if zoo.takes(c, name)}
         with forked_random_state(settings.seed):
-            decoder = LIKELIHOODS[settings.likelihood](settings, self.x_dim)
-            self.model = self._moved(zoo.build(classes[0], self.options | {"decoder": decoder}))
-            self.guide = self._moved(zoo.build(classes[1], self.options | {"model": self.model}))
+            self.model, self.guide = map(self._moved, self._made(settings, *classes, published.train))
         grey = published.info.binarization == "grey"
         wants_bits = grey and settings.binarize is None and not supports(self.model, published.test[:2])
         binarize = "dynamic" if wants_bits else settings.binarize
         self.splits = binarized(published, binarize, settings.seed)
         self.settings = replace(settings, binarize=binarize)
 
+    def _made(self, settings: Settings, model: Any, guide: Any, exemplars: torch.Tensor) -> tuple[Any, Any]:
+        """Return the programs; where a prior is made of the guide's encoder, the guide is first."""
+        head = zoo.build(LIKELIHOODS[settings.likelihood], self.options)
+        chosen = {
+            "decoder": nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), head.outputs * self.x_dim), head)
+        }
+        prior = PRIORS[settings.prior]
+        if not zoo.takes(prior, "encoder"):
+            chosen["prior"] = zoo.build(prior, self.options)
+            made = zoo.build(model, self.options | chosen)
+            return made, zoo.build(guide, self.options | {"model": made})
+        q = None if zoo.takes(guide, "model") else zoo.build(guide, self.options)
+        if not hasattr(q, "encoder"):
+            raise ValueError(
+                f"prior: {settings.prior} is made of a guide's encoder, and {settings.guide} has none of its own"
+            )
+        chosen["prior"] = zoo.build(prior, self.options | {"encoder": q.encoder, "exemplars": exemplars})
+        return zoo.build(model, self.options | chosen), q
+
     def ignored(self) -> set[str]:
         """Return the settings that neither program's constructor takes."""
         untaken = {"z_dim", "hidden"} - self.taken
-        return untaken if "decoder" in self.taken else untaken | {"likelihood"}
+        return untaken | {setting for setting, argument in CHOSEN.items() if argument not in self.taken}
 
     @classmethod
     def from_run(
@@ -210,7 +229,8 @@ class Job:
     def title(self) -> str:
         """Name the job in a line."""
         s = self.settings
-        likelihood = "" if "likelihood" in self.ignored() else f" ({s.likelihood})"
+        parts = [getattr(s, name) for name in CHOSEN if name not in self.ignored()]
+        likelihood = f" ({', '.join(parts)})" if parts else ""
         how = self.splits.info.binarization
         return f"{s.model}{likelihood} and {s.guide} on {s.data} ({how}), {s.objective} with K = {s.particles}"
 
@@ -263,17 +283,28 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     return files
 
 
-def _decoder(head: type[nn.Module], settings: Settings, x_dim: int) -> nn.Module:
-    return nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), x_dim), head())
-
-
 PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 COMPILE = {"auto": "auto", "true": True, "false": False}
 OBJECTIVES = objectives.every() | objectives.estimators()
 LIKELIHOODS = {
-    "bernoulli": partial(_decoder, nets.ToBernoulli),
-    "gaussian": partial(_decoder, nets.ToNormalOneScale),
+    "bernoulli": nets.ToBernoulli,
+    "gaussian": nets.ToNormalOneScale,
+    "gaussian_fixed": nets.ToNormalFixedScale,
+    "gaussian_pixels": nets.ToNormalPixelScale,
+    "gaussian_predicted": nets.ToNormal,
+    "discretised_logistic": nets.ToDiscretisedLogistic,
+    "continuous_bernoulli": nets.ToContinuousBernoulli,
 }
+PRIORS = {
+    "standard_normal": priors.StandardNormal,
+    "mixture": priors.MixtureOfNormals,
+    "vamp": priors.VampPrior,
+    "exemplar": priors.Exemplar,
+    "autoregressive_flow": priors.AutoregressiveFlow,
+    "coupling_flow": priors.CouplingFlow,
+}
+# Settings that choose a part of the model, and the constructor's argument for it.
+CHOSEN = {"likelihood": "decoder", "prior": "prior"}
 
 
 def _device(name: str) -> torch.device:

@@ -355,8 +355,8 @@ def listed(kind):
 
 WRONG = {
     "an unknown model": (
-        ["fit", "--model", "gan"],
-        f"model: unknown name 'gan'; there are {listed('models')}, or",
+        ["fit", "--model", "boltzmann"],
+        f"model: unknown name 'boltzmann'; there are {listed('models')}, or",
     ),
     "an unknown guide": (["fit", "--guide", "flow"], f"guide: unknown name 'flow'; there are {listed('guides')}, or"),
     "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
@@ -406,6 +406,6 @@ def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
 
 def test_the_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "ppl_vae", "--help"], capture_output=True, text=True, check=True)
-    commands = ("fit", "evaluate", "compare", "report", "sample", "draw", "ais", "surgery", "quality", "list")
+    commands = ("fit", "evaluate", "compare", "report", "sample", "draw", "ais", "surgery", "quality", "pairs", "list")
     places = [done.stdout.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)

@@ -11,14 +11,16 @@ import pytest
 import torch
 from capturing import assert_steps_agree, step_on
 from given import Given
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppl_vae as pv
-from ppl_vae import zoo
+from ppl_vae import contract, zoo
 from ppl_vae.batches import as_batch
 from ppl_vae.estimation import estimate
+from ppl_vae.indexing import alike
 from ppl_vae.programs import Programs
 
 PAIRS = pairs.names()
@@ -77,6 +79,13 @@ def test_check_passes(pair):
     pv.check(pair.model, pair.guide, pair.data())
 
 
+def event_dims(pair):
+    """Return the number of event axes of each of the guide's latents."""
+    _, guide = alike(pair.model, pair.guide)
+    sites = contract.latents(poutine.trace(guide).get_trace(*as_batch(pair.data())))
+    return {name: len(site["fn"].event_shape) for name, site in sites.items()}
+
+
 def test_weights_have_a_value_for_each_particle_and_datum(pair):
     x = pair.data(5)
     particles = pv.weigh(pair.model, pair.guide, x, particles=3)
@@ -85,8 +94,9 @@ def test_weights_have_a_value_for_each_particle_and_datum(pair):
     assert len(particles) == 3
     for density in (*particles.log_p.values(), *particles.log_q.values()):
         assert density.shape == (3, 5)
-    for value in particles.values.values():
-        assert value.shape[:2] == (3, 5)
+    for name in particles.values.keys() - set(particles.enumerated):
+        value = particles.values[name]
+        assert value.shape[value.dim() - 2 - event_dims(pair)[name] :][:2] == (3, 5)
 
 
 @of_each_kind
@@ -110,10 +120,10 @@ def test_programs_work_with_convolutions(names, monkeypatch):
 
 
 def test_rows_do_not_depend_on_each_other(pair):
-    x = pair.data(4)
+    x, events = pair.data(4), event_dims(pair)
     together = pv.weigh(pair.model, pair.guide, x, particles=3)
     for i in range(4):
-        values = {name: value[:, i : i + 1] for name, value in together.values.items()}
+        values = {n: v.narrow(-1 - events[n], i, 1) for n, v in together.values.items() if n not in together.enumerated}
         with Given(values):
             alone = pv.weigh(pair.model, pair.guide, pairs.part(x, slice(i, i + 1)), particles=3)
         torch.testing.assert_close(alone.log_w, together.log_w[:, i : i + 1], rtol=1e-10, atol=1e-10)
