@@ -7,8 +7,8 @@ Posterior family, for each datum::
     z = f_L(... f_1(u; c(x)) ...; c(x)),    log q(z | x) = log N(u) - sum_l log |det df_l|
 
 With the default transform this is the inverse autoregressive flow, which draws and scores its draws in one
-pass; `elementwise=nets.flows.spline` makes it the neural spline flow, `transform=nets.flows.coupling` a flow
-that also scores other values in a few passes.
+pass; `elementwise=nets.flows.spline` makes it the neural spline flow. Objectives that score draws anew (`stl`,
+`dreg`, wake-sleep) take ``z_dim`` passes a transform then; `transform=nets.flows.coupling` needs two.
 
 | symbol | site | shape    |
 | ------ | ---- | -------- |

@@ -37,13 +37,12 @@ def objective_for(name: str, pair: Pair) -> Any:
 
 
 def _networks(pair: Pair) -> Mapping[str, nn.Module]:
-    """Return a small network for each discrete site that the guide draws."""
+    """Return a small network for each discrete site of the guide."""
     _, guide = alike(pair.model, pair.guide)
     with forked_random_state(0):
         sites = contract.latents(poutine.trace(guide).get_trace(*as_batch(pair.data())))
-    drawn = {name: site for name, site in sites.items() if not contract.is_marked(site)}
-    discrete = {name: site["value"] for name, site in drawn.items() if not site["fn"].has_rsample}
-    return {name: nets.MLP(value.shape[-1], (4,), 1) for name, value in discrete.items()}
+    discrete = {n: s["fn"].event_shape for n, s in sites.items() if not (s["fn"].has_rsample or contract.is_marked(s))}
+    return {n: nn.Sequential(nn.Flatten(-len(e)), nets.MLP(e.numel(), (4,), 1)) for n, e in discrete.items() if e}
 
 
 def reason_against(name: str, pair: Pair) -> str | None:

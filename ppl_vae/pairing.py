@@ -125,6 +125,9 @@ def fits(model: str, guide: str) -> bool:
         >>> fits("vae", "normal"), fits("vae", "bernoulli")
         (True, False)
     """
+    drawn = _sites_of("guides", guide)
+    if drawn is not None and not {*drawn} <= {*(_sites_of("models", model) or ())}:
+        return False  # told cheaply
     try:
         pair = make(model, guide)
         batch = as_batch(pair.data())
@@ -142,6 +145,24 @@ def fits(model: str, guide: str) -> bool:
     except (TypeError, ValueError):  # no closed form, other arguments, other latents
         return False
     return True
+
+
+@cache
+def _sites_of(kind: str, name: str) -> tuple[str, ...] | None:
+    """Return the latents of a program that is made without another one; None where it needs one."""
+    program = zoo.find(kind, name)
+    if zoo.takes(program, "model"):
+        return None
+    with forked_random_state(0):
+        made = zoo.build(program, SMALL)
+        trace = poutine.trace(poutine.uncondition(made)).get_trace(*_batch(made))
+    return tuple(name for name, site in contract.sample_sites(trace) if not contract.is_auxiliary(site))
+
+
+def _batch(program: nn.Module, n: int = 5) -> Batch:
+    """Return a batch of ones, with what else a program takes."""
+    given = GIVEN | {"index": lambda n, x_dim: torch.arange(n)}
+    return tuple(given.get(name, torch.ones)(n, SMALL["x_dim"]) for name in _arguments(program))
 
 
 def _arguments(program: nn.Module) -> list[str]:
@@ -201,8 +222,7 @@ def has_global_latents(model: type[nn.Module]) -> bool:
         False
     """
     made: Any = zoo.build(model, SMALL)
-    batch = [GIVEN.get(name, lambda n, x_dim: torch.ones(n, x_dim))(5, SMALL["x_dim"]) for name in _arguments(made)]
     with forked_random_state(0):
-        trace = poutine.trace(poutine.uncondition(made)).get_trace(*batch)
+        trace = poutine.trace(poutine.uncondition(made)).get_trace(*_batch(made))
     plates = [{frame.name for frame in site["cond_indep_stack"]} for _, site in contract.sample_sites(trace)]
     return any(contract.DATA_PLATE not in found for found in plates)

@@ -2,9 +2,11 @@
 
 import pairs
 from pyro import poutine
+from torch.distributions import constraints
 
 from ppl_vae import applicability, contract, objectives
 from ppl_vae.batches import as_batch
+from ppl_vae.indexing import alike
 
 make = applicability.objective_for
 NAMES = [*objectives.every(), *objectives.estimators()]
@@ -26,10 +28,38 @@ def meetings():
 
 def refusal(name, pair):
     """Return why a pair cannot be trained so, by the kind of its sites; None where it can."""
-    sites = contract.latents(poutine.trace(pair.guide).get_trace(*as_batch(pair.data()))).values()
-    if name == "dreg" and any(not site["fn"].has_rsample for site in sites):
-        return "dreg needs reparameterised sites"
-    return None
+    reasons = {reason for reason, (refused, holds) in REFUSALS.items() if name in refused and holds(kinds(pair))}
+    if is_upper(name) and not [*pair.guide.parameters()]:
+        reasons.add("an upper bound trains the guide alone")
+    return ", ".join(reasons) or None
+
+
+def kinds(pair):
+    """Return what matters of the ways in which a guide draws."""
+    _, guide = alike(pair.model, pair.guide)
+    sites = contract.latents(poutine.trace(guide).get_trace(*as_batch(pair.data()))).values()
+    found = {"rows"} if "index" in pair.arguments else set()
+    for fn in (site["fn"] for site in sites if not contract.is_marked(site)):
+        one_hot = contract.innermost(fn).support is constraints.one_hot
+        found |= {"straight through"} if one_hot and fn.has_rsample else set()
+        found |= set() if fn.has_rsample else {"scored", "one-hot"} if one_hot else {"scored"}
+    return found | ({"enumerated"} if any(map(contract.is_marked, sites)) else set())
+
+
+REFUSALS = {
+    "dreg follows the path": ({"dreg"}, lambda kinds: "scored" in kinds),
+    "opposite draws exist for bits": ({"ARM", "DisARM"}, lambda kinds: "one-hot" in kinds),
+    "the mass of a value cancels": (
+        {"iwae", "jackknife", "miwae", "ovis", "vimco", "vimco_arithmetic"},
+        lambda kinds: "enumerated" in kinds,
+    ),
+    "draws are told apart, not values": ({"dreg", "piwae"}, lambda kinds: "enumerated" in kinds),
+    "a point mass has no density that learns": (
+        {"cubo", "dreg", "score_function", "rws", "tvo", "tvo_upper", "EUBO", "WakeSleep"},
+        lambda kinds: "straight through" in kinds,
+    ),
+    "dreams have no rows": ({"WakeSleep"}, lambda kinds: "rows" in kinds),
+}
 
 
 def is_upper(name):

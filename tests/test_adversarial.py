@@ -106,32 +106,32 @@ def trained_ratio(guide, contrast, steps, critic_lr):
 
 
 def test_the_learned_ratio_is_that_of_the_densities():
-    """Within 0.05 nats, root mean square under the guide."""
+    """Within 0.03 nats, root mean square under the guide."""
     loc, scale = torch.tensor([[-0.6], [0.8]], dtype=F64), torch.tensor([[0.7], [0.5]], dtype=F64)
     torch.manual_seed(1)
-    _, critic, x = trained_ratio(ShownBySign(loc, scale), None, steps=600, critic_lr=0.05)
+    _, critic, x = trained_ratio(ShownBySign(loc, scale), None, steps=300, critic_lr=0.1)
     z = loc + scale * torch.randn(2000, 2, 1, dtype=F64)
     exact = (dist.Normal(loc, scale).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)).squeeze(-1)
     with torch.no_grad():
         off = (critic(x, z) - exact).square().mean().sqrt()
     assert exact.square().mean().sqrt() > 0.5
-    assert off < 0.05
+    assert off < 0.03
 
 
 def test_adaptive_contrast_leaves_less_to_learn():
-    """A guide far from the prior: after as many steps the error of the estimated divergence is a tenth."""
+    """A guide far from the prior: after as many steps the error of the estimated divergence is a fiftieth."""
     guide = ShownBySign([[2.5], [3.0]], [[0.2], [0.1]])
     exact = kl_divergence(dist.Normal(guide.loc, guide.scale), STANDARD).squeeze(-1).detach()
     off = []
     for contrast in (None, adaptive_contrast):
         torch.manual_seed(1)
-        model, critic, x = trained_ratio(guide, contrast, steps=150, critic_lr=0.05)
+        model, critic, x = trained_ratio(guide, contrast, steps=60, critic_lr=0.05)
         game = InferenceGame(model, guide, critic, 4000, contrast, 500)
         with torch.no_grad():
             likelihood = dist.Normal(guide.loc, 1.0).log_prob(x) - guide.scale**2 / 2
             off.append((likelihood.squeeze(-1) - game.programs_turn((x,))[1] - exact).abs().max())
     assert off[0] > 1  # too small a divergence, and so too large an estimate of the ELBO
-    assert off[1] < off[0] / 10
+    assert off[1] < off[0] / 50
 
 
 R = dist.Normal(torch.tensor([0.4], dtype=F64), torch.tensor([0.9], dtype=F64))

@@ -108,7 +108,10 @@ class Autoregressive(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         tokens = value.long()
-        log_probs = self.conditionals(tokens).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1)
+        conditionals = self.conditionals(tokens)
+        # A smaller index would select a part without an error.
+        chosen = tokens.expand(conditionals.shape[:-1]).unsqueeze(-1)
+        log_probs = conditionals.gather(-1, chosen).squeeze(-1).sum(-1)
         return log_probs.expand(torch.broadcast_shapes(log_probs.shape, self.batch_shape))
 
     def conditionals(self, tokens: Tensor) -> Tensor:

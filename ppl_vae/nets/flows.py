@@ -3,8 +3,8 @@
 A transform here is a module that is called with a context ``(..., context)``, or with none, and returns an
 invertible function from noise to values. Two choices make one: which dimensions follow which
 (`autoregressive`, `coupling`), and the monotonic function of one dimension (`affine`, `spline`), whose
-parameters a masked network computes. Its attribute ``inv`` is the transform the other way round, which trades
-fast draws for fast densities of any value.
+parameters a masked network computes. It begins near the identity. Its attribute ``inv`` is the transform the
+other way round, which trades fast draws for fast densities of any value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +132,17 @@ def _layers(
     if layers < 1:
         raise ValueError(f"layers: expected at least 1, found {layers}; without any, the noise itself is the draw")
     shape = {"transforms": layers, "passes": passes, "hidden_features": hidden}
-    return _zuko().flows.MAF(z_dim, context, **shape, **elementwise()).transform
+    transform = _zuko().flows.MAF(z_dim, context, **shape, **elementwise()).transform
+    for layer in transform.transforms:
+        _begin_near_the_identity(layer)
+    return transform
+
+
+def _begin_near_the_identity(layer: nn.Module) -> None:
+    """Make what a layer's network says small: a guide begins as its noise, and a prior as a standard normal."""
+    outputs = [part for part in layer.modules() if isinstance(part, nn.Linear)][-1:]
+    for parameter in (parameter for linear in outputs for parameter in linear.parameters()):
+        parameter.data.mul_(0.1)
 
 
 class ToFlow(nn.Module):

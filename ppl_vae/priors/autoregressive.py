@@ -42,7 +42,7 @@ class AutoregressiveCodes(nn.Module):
     def __init__(
         self,
         positions: int = 4,
-        codes: int = 16,
+        codes: int = 32,
         width: int = 64,
         layers: int = 2,
         heads: int = 4,
