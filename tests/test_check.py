@@ -564,9 +564,6 @@ def test_hierarchies_pass_and_their_weights_are_the_joint_density():
 
 def test_a_parameter_whose_gradient_happens_to_be_zero_passes():
     class Zero(VAE):
-        def prior(self):
-            return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
-
         def forward(self, x):
             with data_plate(x):
                 z = pyro.sample("z", self.prior())
