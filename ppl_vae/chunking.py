@@ -1,6 +1,7 @@
 """Gradients of a bound on many particles in memory that a few of them take: two passes over chunks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -64,8 +65,7 @@ class ChunkedAscent:
     def __call__(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None, list[Tensor | None]]:
         """Return bound and penalties, averaged over the batch, log prior, and gradients of what is made small."""
         device = batch[0].device
-        with modes_and_buffers_kept(self._densities.programs):
-            found, states = self._drawn(batch)
+        found, states = self._drawn(batch)
         after = _random_state(device)
         bound, penalties, slopes = self._outer(found)
         log_prior, gradients = None, [None] * len([*self.moved()])
@@ -74,7 +74,9 @@ class ChunkedAscent:
             gradients = [_added(None, gradient) for gradient in gradients]
         for i, state in enumerate(states):
             _set_random_state(device, state.clone())  # torch reads a view's memory from its start
-            new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
+            # Averages that programs keep of batches take in this one once, not once a chunk.
+            with nullcontext() if i == len(states) - 1 else self._kept():
+                new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
             gradients = [_added(total, part) for total, part in zip(gradients, new, strict=True)]
         _set_random_state(device, after)
         return bound, penalties, log_prior, gradients
@@ -91,11 +93,15 @@ class ChunkedAscent:
         found = None
         for i in range(self.chunks):
             states[i] = _random_state(batch[0].device)
-            densities = self._densities(batch)
+            with self._kept():
+                densities = self._densities(batch)
             # In room made once: what small tensors in between would keep the allocator from reusing grows with K.
             found = tree_map(self._room, densities) if found is None else found
             tree_map(lambda room, new, i=i: room[i].copy_(new), found, densities)
         return [tree_map(lambda room, i=i: room[i], found) for i in range(self.chunks)], states
+
+    def _kept(self) -> AbstractContextManager[None]:
+        return modes_and_buffers_kept(self._densities.programs)
 
     def _room(self, tensor: Tensor) -> Tensor:
         return tensor.new_empty((self.chunks, *tensor.shape))

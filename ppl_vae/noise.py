@@ -20,6 +20,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_vae import contract
 from ppl_vae.batches import Batch
 
 __all__ = ["CannotKey", "Keyed", "datum_keys", "told_apart"]
@@ -133,16 +134,17 @@ class Keyed:
 
     def __call__(self, name: str, fn: Any) -> Tensor:
         """Return a draw of a site."""
-        with _Drawing(name, mixed(self.streams + _word(name)), fn.batch_shape):
+        with _Drawing(name, mixed(self.streams + _word(name)), fn.batch_shape, _cells(fn)):
             return fn()
 
 
 class _Drawing(TorchDispatchMode):
     """Make what one site draws of the streams of its data and particles."""
 
-    def __init__(self, name: str, streams: Tensor, batch_shape: Sequence[Any]):
+    def __init__(self, name: str, streams: Tensor, batch_shape: Sequence[Any], cells: Sequence[Any] = ()):
         super().__init__()
         self.name, self.streams, self.batch_shape, self.count = name, streams, tuple(batch_shape), 0
+        self.cells = tuple(cells)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -158,13 +160,14 @@ class _Drawing(TorchDispatchMode):
         """Return numbers in a shape.
 
         Args:
-            shape: of the draw; somewhere in it stands the site's batch shape, or all of it as one axis.
+            shape: of the draw; somewhere in it stands the site's batch shape, or all of it as one axis, which may
+                take in the cells of its event too.
             make: from streams ``(K, B)``, and how many numbers each is to give, to those as last axis.
         """
         shape = tuple(shape)
         start = self._start(shape)
         if start is None:
-            return self.like((*self.batch_shape, *shape[1:]), make).reshape(shape)
+            return self.like((*self.batch_shape, *self.cells, *shape[1:]), make).reshape(shape)
         end = start + len(self.batch_shape)
         others = [*shape[: end - 2], *shape[end:]]
         self.count += 1
@@ -178,7 +181,7 @@ class _Drawing(TorchDispatchMode):
         for start in range(len(shape) - size + 1):
             if all(map(_same, shape[start : start + size], self.batch_shape)):
                 return start
-        if len(shape) and _same(shape[0], prod(self.batch_shape)):
+        if len(shape) and _same(shape[0], prod((*self.batch_shape, *self.cells))):
             return None
         raise CannotKey(f"site '{self.name}' draws numbers of shape {shape} for a batch of {self.batch_shape}")
 
@@ -194,6 +197,11 @@ class _Drawing(TorchDispatchMode):
     def normal(self, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
         """Return standard normal numbers, two of each word."""
         return self.like(shape, lambda streams, n: _normals(_elements(streams, (n + 1) // 2), dtype)[..., :n])
+
+
+def _cells(fn: Any) -> tuple[Any, ...]:
+    """Return the axes of an event that are independent of each other, which torch draws as if they were data."""
+    return tuple(contract.innermost(fn).batch_shape[len(fn.batch_shape) :])
 
 
 def _same(size: Any, other: Any) -> bool:

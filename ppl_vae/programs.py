@@ -306,8 +306,10 @@ def undisturbed(programs: Programs, seed: int | None = None, training: bool | No
 
 @contextmanager
 def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> Iterator[None]:
-    """Leave modes and buffers as they were found; draws inside move the random state."""
-    modules = [m for module in programs.modules.values() for m in module.modules()]
+    """Leave modes and buffers as found, those of modules lent by bound methods too; draws move the random state."""
+    own = [m for module in programs.modules.values() for m in module.modules()]
+    held = [v.__self__ for m in own for v in vars(m).values() if isinstance(v, MethodType)]
+    modules = [*own, *(n for m in held if isinstance(m, nn.Module) for n in m.modules())]
     modes = [m.training for m in modules]
     # By name, since a module may put another tensor in a buffer's place.
     buffers = [
@@ -318,7 +320,7 @@ def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> 
     ]
     try:
         if training is not None:
-            programs.train(training)
+            nn.ModuleList(modules).train(training)
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "batches": set(),
     "diagnostics": set(),
     "gradients": set(),
-    "noise": {"batches"},
+    "noise": {"batches", "contract"},
     "remembering": set(),
     "estimates": {"diagnostics", "noise", "objectives", "particles"},
     "evaluation": {"exporting", "recording", "redrawing"},

@@ -114,6 +114,8 @@ FAMILIES = {
     "normal": lambda k, b: dist.Normal(torch.zeros(k, b, 3), 1.0).to_event(1),
     "bits": lambda k, b: dist.Bernoulli(torch.full((k, b, 3), 0.4)).to_event(1),
     "categorical": lambda k, b: dist.Categorical(MASSES.expand(k, b, 5)),
+    "codes": lambda k, b: dist.OneHotCategorical(MASSES.expand(k, b, 3, 5)).to_event(1),
+    "labels": lambda k, b: dist.Categorical(MASSES.expand(k, b, 2, 3, 5)).to_event(2),
     "dirichlet": lambda k, b: dist.Dirichlet(torch.ones(k, b, 3)),
     "mixture": lambda k, b: dist.MixtureSameFamily(
         dist.Categorical(MASSES.expand(k, b, 5)), dist.Normal(torch.arange(5.0).expand(k, b, 5), 1.0)

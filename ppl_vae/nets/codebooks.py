@@ -79,6 +79,7 @@ class AveragedCodebook(nn.Module):
 
     def penalties(self, z: Tensor) -> dict[str, Tensor]:
         """Return what training is to make small, by name, in nats ``(...)``."""
+        z = at_least_single(z)
         return {"commitment": self.commitment * _gap(z, _nearest_vectors(z, self.in_use()))}
 
     def _follow(self, z: Tensor) -> None:
@@ -135,6 +136,7 @@ class LearnedCodebook(nn.Module):
 
     def penalties(self, z: Tensor) -> dict[str, Tensor]:
         """Return what training is to make small, by name, in nats ``(...)``."""
+        z = at_least_single(z)
         found = _nearest_vectors(z, self.vectors)
         return {"commitment": self.commitment * _gap(z, found.detach()), "codebook": _gap(z.detach(), found)}
 
@@ -185,12 +187,12 @@ def _weight(commitment: float) -> float:
 
 def _nearest_vectors(z: Tensor, codebook: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
-        return distributions.NearestCode(at_least_single(z), codebook).code @ codebook
+        return distributions.NearestCode(z, codebook).code @ codebook
 
 
 def _gap(z: Tensor, vectors: Tensor) -> Tensor:
     """Return the squared distance, summed over positions."""
-    return (at_least_single(z) - vectors).square().sum((-1, -2))
+    return (z - vectors).square().sum((-1, -2))
 
 
 def _positive(counts: Tensor) -> Tensor:
