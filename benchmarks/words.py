@@ -101,7 +101,7 @@ def picture(drawn: Tensor) -> Figure:
     figure, grid = canvas(len(drawn), SHOWN, width=6.0, height=6.6)
     for row, name, places in zip(drawn, ["(no word)", *WORDS], grid, strict=True):
         for image, axes in zip(row, places, strict=True):
-            axes.imshow(1 - image.reshape(SHAPE), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(1 - image.reshape(SHAPE).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.grid(False)
