@@ -111,6 +111,16 @@ def some(rows: Tensor, n: int) -> Tensor:
     return rows[torch.randperm(len(rows))[:n]]
 
 
+def spaced(rows: Tensor, n: int) -> Tensor:
+    """Return rows at equal distances, since data sets may be sorted by their source.
+
+    Example:
+        >>> spaced(torch.arange(9), 3)
+        tensor([0, 4, 8])
+    """
+    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).round().long()]
+
+
 def measured(
     name: str, data: pv.data.Splits, sizes: dict[str, Any], setting: dict[str, Any], training: dict[str, Any], k: int
 ) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def measured(
     pv.fit(trained, guide, data.train, **training)
     row: dict[str, Any] = {"prior": name, "seconds": perf_counter() - begun}
     model = VAE(**sizes, prior=prior, decoder=trained.decoder)
-    for split, x in (("train", data.train[: len(data.test)]), ("test", data.test)):
+    for split, x in (("train", spaced(data.train, len(data.test))), ("test", data.test)):
         found = pv.evaluate(model, guide, x, particles=k, seed=training["seed"], chunk=CHUNK)
         row |= {f"{split}_elbo": float(found.elbo.mean()), f"{split}_log_px": float(found.log_px.mean())}
         row[f"{split}_error"] = float(found.log_px.std()) / len(x) ** 0.5
@@ -194,7 +204,7 @@ def main(
     for name in set(only or ()) - CONTENDERS.keys():
         raise typer.BadParameter(f"unknown prior {name!r}; there are {', '.join(CONTENDERS)}", param_hint="--only")
     splits = pv.data.load(data) if data.startswith("static") else pv.data.load(data, binarize="threshold")
-    splits = splits._replace(test=splits.test[: 50 if quick else images])
+    splits = splits._replace(test=spaced(splits.test, 50 if quick else images))
     sizes = {"x_dim": splits.train.shape[1], "z_dim": 10, "hidden": (200,)}
     setting = {"components": components, "subset": subset if subset < len(splits.train) else None}
     training = {"epochs": 1 if quick else epochs, "seed": seed}

@@ -1,8 +1,12 @@
 """Priors made of components, and the GMVAE: densities by quadrature and by hand, one owner for each parameter."""
 
 import copy
+import csv
+import doctest
+import importlib
 import io
 from itertools import combinations
+from pathlib import Path
 
 import odds
 import pyro
@@ -12,6 +16,7 @@ import torch
 from capturing import assert_steps_agree, step_on
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
+from typer.testing import CliRunner
 
 import ppl_vae as pv
 from ppl_vae import priors
@@ -314,3 +319,18 @@ def test_captured_steps_with_the_component_are_the_eager_ones(name, uncompiled):
     assert_steps_agree(eager, captured, [data(5), data(4), data(7)])
     assert captured.ascent.count == 1
     assert all(p.grad.abs().sum() > 0 for p in pairs[1].parameters())
+
+
+def test_the_benchmark_runs(monkeypatch, tmp_path, uncompiled):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    benchmark = importlib.import_module("benchmarks.priors")
+    assert doctest.testmod(benchmark).failed == 0
+    arguments = ["--quick", "--out", str(tmp_path), "--only", "VampPrior", "--only", "exemplars without itself"]
+    result = CliRunner().invoke(benchmark.app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "priors.csv").open()))
+    assert [row["prior"] for row in rows] == ["VampPrior", "exemplars without itself"]
+    assert all(float(row["gap"]) == float(row["train_log_px"]) - float(row["test_log_px"]) for row in rows)
+    assert (tmp_path / "priors.png").stat().st_size > 1000
+    unknown = CliRunner().invoke(benchmark.app, ["--only", "flat"])
+    assert unknown.exit_code == 2

@@ -30,8 +30,8 @@ class Exemplar(nn.Module):
     guide together. Each step runs the encoder, forward and backward, on all N exemplars besides the batch, unless
     ``subset`` is given: then each call in training mode takes so many, drawn without replacement. Their mean density is
     an unbiased estimate of p(z) and, by Jensen's inequality, its logarithm is in expectation at most log p(z): a bound
-    that held still holds in expectation. In evaluation mode all exemplars are taken. A number for each draw and
-    exemplar is in memory, so that many exemplars ask for a smaller ``pv.evaluate(..., chunk=)``.
+    that held still holds in expectation. In evaluation mode all exemplars are taken. Each draw has a number for
+    each exemplar in memory, so that many exemplars ask for a smaller ``pv.evaluate(..., chunk=)``.
 
     Args:
         encoder: module, or other callable, from ``(N, ...)`` to a distribution with batch shape ``(N,)``, such as
