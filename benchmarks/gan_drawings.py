@@ -32,19 +32,19 @@ def divergences(rows: Rows, grid: Tensor, targets: Mapping[float, Tensor]) -> Fi
 
 def ring(rows: Rows, clouds: Mapping[tuple[str, int], Tensor], centres: Tensor) -> Figure:
     """Draw samples at four times of each game, and the modes that they cover over training."""
-    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    games = list(dict.fromkeys(row["game"] for row in rows))
     last = max(row["step"] for row in rows)
-    times = sorted(done for loss, done in clouds if loss == losses[0])
+    times = sorted(done for game, done in clouds if game == games[0])
     shown = [times[round(share * (len(times) - 1))] for share in (0.1, 0.25, 0.5, 1.0)]
-    figure, grid = canvas(len(losses), 5, 15.0, 3.1 * len(losses))
-    for loss, row in zip(losses, grid, strict=True):
+    figure, grid = canvas(len(games), 5, 15.0, 3.1 * len(games))
+    for game, colour, row in zip(games, (BLUE, RED), grid, strict=True):
         for axes, done in zip(row, shown, strict=False):
             axes.scatter(*centres.T, s=160, facecolors="none", edgecolors=GREY)
-            axes.scatter(*clouds[loss, done].T, s=3, color=COLOURS[loss], alpha=0.4, linewidths=0)
-            axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", title=f"{loss}, step {done}")
+            axes.scatter(*clouds[game, done].T, s=3, color=colour, alpha=0.4, linewidths=0)
+            axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", title=f"{game}, step {done}")
             axes.set(xticks=[], yticks=[])
         axes = row[-1]
-        axes.plot(*series(rows, "step", "modes", loss=loss), color=COLOURS[loss], linewidth=1.8)
+        axes.plot(*series(rows, "step", "modes", game=game), color=colour, linewidth=1.8)
         axes.set(ylim=(0, len(centres) + 0.4), xlim=(0, last), xlabel="step", title="modes covered")
     return figure
 
@@ -103,7 +103,7 @@ def avb(rows: Rows, found: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             x, y = (fit["cells"][:, j].reshape(side, side) for j in (0, 1))
             density = fit["posterior"][:, i].reshape(side, side)
             axes.contour(x, y, density / density.max(), levels=[0.1, 0.5], colors=[colour], linewidths=1.0)
-        axes.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal", title=f"{name} guide")
+        axes.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal", title=f"guide: {name}")
         axes.set(xlabel="z1", ylabel="z2")
     for name, colour in zip(found, (RED, BLUE, GREEN), strict=True):
         panels[-1].plot(*series(rows, "step", "log p", guide=name), color=colour, linewidth=1.8, label=name)
