@@ -89,11 +89,11 @@ def event_dims(pair):
 def test_weights_have_a_value_for_each_particle_and_datum(pair):
     x = pair.data(5)
     particles = pv.weigh(pair.model, pair.guide, x, particles=3)
-    assert particles.log_w.shape == (3, 5)
+    assert particles.log_w.shape[-2:] == (3, 5)  # values that the guide enumerates have axes left of these
     assert particles.log_w.isfinite().all()
     assert len(particles) == 3
     for density in (*particles.log_p.values(), *particles.log_q.values()):
-        assert density.shape == (3, 5)
+        assert density.shape[-2:] == (3, 5)
     for name in particles.values.keys() - set(particles.enumerated):
         value = particles.values[name]
         assert value.shape[value.dim() - 2 - event_dims(pair)[name] :][:2] == (3, 5)
@@ -121,12 +121,13 @@ def test_programs_work_with_convolutions(names, monkeypatch):
 
 def test_rows_do_not_depend_on_each_other(pair):
     x, events = pair.data(4), event_dims(pair)
+    pair.model.eval(), pair.guide.eval()  # running means, as of a codebook, follow all rows that they see
     together = pv.weigh(pair.model, pair.guide, x, particles=3)
     for i in range(4):
         values = {n: v.narrow(-1 - events[n], i, 1) for n, v in together.values.items() if n not in together.enumerated}
         with Given(values):
             alone = pv.weigh(pair.model, pair.guide, pairs.part(x, slice(i, i + 1)), particles=3)
-        torch.testing.assert_close(alone.log_w, together.log_w[:, i : i + 1], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(alone.log_w, together.log_w[..., i : i + 1], rtol=1e-10, atol=1e-10)
 
 
 @of_each_kind
@@ -158,13 +159,16 @@ def test_sample_draws_every_site(pair):
     draws = pv.sample(pair.model, like=like, n=7)
     assert draws["x"].shape == like[0].shape
     particles = pv.weigh(pair.model, pair.guide, (draws["x"], *like[1:]))
-    assert {*particles.values, *particles.summed} == set(draws) - {"x"}
+    assert {*particles.values, *particles.summed} <= set(draws)
+    assert set(draws) - {*particles.values, *particles.summed} <= set(pair.arguments)
     assert all(len(value) == 7 for value in draws.values())
 
 
 def test_reconstruct_gives_the_form_of_the_data(pair):
-    x = pair.data(4)
-    assert pv.reconstruct(pair.model, pair.guide, x, particles=2)["x"].shape == as_batch(x)[0].shape
+    batch = as_batch(pair.data(4))
+    if not batch[0].is_floating_point():
+        pytest.skip("tokens have no mean")
+    assert pv.reconstruct(pair.model, pair.guide, batch, particles=2)["x"].shape == batch[0].shape
 
 
 def pyros_elbo(pair):
