@@ -95,12 +95,13 @@ def _joint(model: Program, like: Any, n: int, shape: tuple[int, ...] | None, see
     batch = (torch.zeros_like(x), *rest)
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
-        draws = {name: site["value"] for name, site in _densities(trace).items()}
+        # Copies, since a flow scores its own draw in another way than values, equal to rounding alone.
+        draws = {name: site["value"].clone() for name, site in _densities(trace).items()}
         # The same draws beside another x: a density that moves was computed from x.
         beside = poutine.trace(poutine.condition(model, data=draws)).get_trace(_noise_like(x), *rest)
     again = _densities(beside)
     for name, site in _densities(trace).items():
-        if not torch.equal(_log_density(site), _log_density(again[name])):
+        if not torch.equal(_log_density({**site, "value": draws[name]}), _log_density(again[name])):
             raise ContractError(
                 f"site '{name}': its distribution reads x, so the model cannot be drawn from in one pass; use the "
                 "program's own way to sample"

@@ -315,6 +315,17 @@ def test_what_was_used_is_copied_saved_and_loaded(prior):
         torch.testing.assert_close(same.prior().log_prob(z), model.prior().log_prob(z))
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_model_with_a_flow_is_drawn_from(prior):
+    """Rounding in the way back to the noise is no sign of a prior that reads x."""
+    model = VAE(**SIZES, prior=steep(prior(Z_DIM, hidden=(8,)), 2.0)).float()
+    p = model.prior().expand([200])
+    z = p.sample()
+    with torch.no_grad():
+        assert not torch.equal(p.log_prob(z), p.log_prob(z.clone()))
+        assert pv.sample(model, shape=(X_DIM,), n=200)["z"].shape == (200, Z_DIM)
+
+
 def test_mixed_precision_stops_at_the_flow():
     _, guide = pair_of(flows.autoregressive)
     guide.float()
