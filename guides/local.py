@@ -1,8 +1,8 @@
 """Local mean-field guide: a free mean and scale for each datum, without a network.
 
-Posterior family, for each datum n of the training data::
+Posterior family, for each datum::
 
-    q(z_n) = N(z_n; mu_n, diag(sigma_n^2))
+    q(z) = N(z; mu_n, diag(sigma_n^2)),    n being its row in the training data
 
 Nothing is shared between data, so that nothing is lost by amortisation; the best of these q is never worse than any
 diagonal normal that an encoder gives. New data have no row: fit a guide of their own to them, the model held fixed.
