@@ -1,6 +1,7 @@
 """Which objectives can train which pairs, and the mathematical reason where one cannot."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,13 +76,16 @@ def reasons(pair: Pair) -> dict[str, str]:
         >>> [*reasons(make("sigmoid_belief_network", "bernoulli"))]
         ['dreg']
     """
-    found = {name: reason_against(name, pair) for name in (*objectives.every(), *objectives.estimators())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about objectives that do train the pair
+        found = {name: reason_against(name, pair) for name in (*objectives.every(), *objectives.estimators())}
     return {name: _in_general(text) for name, text in found.items() if text}
 
 
 def _in_general(text: str) -> str:
     """Return what an error says of any program: its first clause."""
-    return re.sub(r"site '\w+'", "a site", text.removeprefix("objective: ").split(";")[0].replace("\n", " "))
+    clause = text.split(";")[0].removeprefix("objective: ").removeprefix("guide: ")
+    return re.sub(r"'\w+'(, '\w+')*", "...", re.sub(r"site '\w+'", "a site", clause))
 
 
 def table(found: Mapping[Names, Mapping[str, str]]) -> str:

@@ -200,8 +200,8 @@ def check_order(model_trace: Any, guide_trace: Any) -> None:
     found = [name for name in drawn if name in order]
     if order != found:
         raise ContractError(
-            f"guide: it draws {_names(found)}, the model {_names(order)}, in this order; a closed-form KL holds only "
-            "when a latent's prior depends on nothing drawn later, so draw in the model's order, or train on elbo"
+            "guide: a closed-form KL holds only when a latent's prior depends on nothing drawn later, and it draws "
+            f"{_names(found)}, the model {_names(order)}, in this order; draw in the model's order, or train on elbo"
         )
 
 

@@ -1,5 +1,7 @@
 """Every pair with every objective: what trains it does, and what cannot says why, as the table of the zoo has it."""
 
+import re
+
 import every
 import pairs
 import pytest
@@ -7,9 +9,10 @@ import pytest
 from ppl_vae import applicability
 
 NAMES = pairs.names()
+TABLE = (pairs.ROOT / "models" / "README.md").read_text()
 
 # Fewer combinations mean that something has come to be refused.
-TRAINED_AT_LEAST = 1
+TRAINED_AT_LEAST = 1690
 
 
 @pytest.mark.parametrize("names", NAMES, ids="-".join)
@@ -20,7 +23,31 @@ def test_an_objective_is_refused_where_mathematics_refuses_it_and_nowhere_else(n
         assert (found is None) == (expected is None), f"{name}: {found or expected}"
 
 
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def documented():
+    """Return, for each pair in the table, the objectives that it says cannot train it."""
+    header, _, *rows = [line for line in TABLE.splitlines() if line.startswith("|")]
+    columns = [re.findall(r"`(\w+)`", cell) for cell in cells(header)[2:]]
+    found = {}
+    for row in rows:
+        model, guide, *marks = cells(row)
+        blanks = [names for names, mark in zip(columns, marks, strict=True) if mark != "x"]
+        found[model.strip("`"), guide.strip("`")] = {name for names in blanks for name in names}
+    return found
+
+
+def test_the_table_of_the_zoo_is_true():
+    refused = {n: {o for o in every.NAMES if every.refusal(o, pairs.make(*n))} for n in NAMES}
+    assert documented() == refused, "make it anew: ppl-vae pairs"
+
+
+def test_the_table_gives_a_reason_for_each_blank():
+    marks = {mark for line in TABLE.splitlines() if line.startswith("| `") for mark in cells(line)[2:]} - {"x"}
+    assert marks == set(re.findall(r"^\((\w)\) \w", TABLE, re.MULTILINE))
+
+
 def test_most_combinations_train():
-    made = {names: pairs.make(*names) for names in NAMES}
-    trained = sum(every.refusal(name, pair) is None for pair in made.values() for name in every.NAMES)
-    assert trained >= TRAINED_AT_LEAST
+    assert sum(len(every.NAMES) - len(refused) for refused in documented().values()) >= TRAINED_AT_LEAST
