@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -22,12 +23,13 @@ from torch import Tensor
 import ppl_vae as pv
 from benchmarks.figures import canvas
 from benchmarks.speed import commands
-from ppl_vae import pairing, priors, zoo
+from ppl_vae import contract, pairing, zoo
 from ppl_vae.batches import as_batch
 from ppl_vae.checking import supports
+from ppl_vae.latents import has_units
 from ppl_vae.pairing import Names, Pair
 
-SIZES = {"x_dim": 784, "z_dim": 20, "y_dim": 10, "hidden": (200,), "components": 50}
+SIZES = {"z_dim": 20, "y_dim": 10, "hidden": (200,), "components": 50, "positions": 16, "codes": 32}
 TEST, PARTICLES = 1000, 500
 SHOWN = 16
 
@@ -46,9 +48,9 @@ class Row:
 
 
 def wanted(chosen: list[str]) -> list[Names]:
-    """Return the names of the pairs on binary images, those that a person named if any."""
-    found = [*pairing.names(), *(names for names in pairing.variants() if names[-1] in priors.__all__)]
-    return [names for names in found if not chosen or set(chosen) & set(names)]
+    """Return the names of the pairs, those that a person named if any; local guides have nothing for test images."""
+    found = [*pairing.names(), *(names for names in pairing.variants() if names[-1] in pairing.priors_of_vectors())]
+    return [names for names in found if names[1] != "local" and (not chosen or set(chosen) & set(names))]
 
 
 def beside(pair: Pair, x: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -73,11 +75,18 @@ def suitable(pair: Pair, batch: Any) -> Mapping[str, Any]:
 
 
 def used(pair: Pair, test: Any) -> str:
-    """Say how many units are active, or how many codes are used."""
-    try:
-        return str(pv.active_units(pair.guide, test, draws=10, progress=False)).splitlines()[0]
-    except ValueError:
-        return str(pv.perplexity(pair.guide, test, progress=False)).splitlines()[0]
+    """Say how many units of each latent are active, and in effect how many codes are in use."""
+    trace = poutine.trace(pair.guide).get_trace(*as_batch(test))
+    sites = dict(contract.latents(trace))
+    units = [name for name, site in sites.items() if has_units(site)]
+    parts = []
+    if units:
+        active = pv.active_units(pair.guide, test, sites=units, draws=10, progress=False).to_dict()["sites"]
+        parts += [f"{name}: {found['active']} of {found['units']} active" for name, found in active.items()]
+    if codes := [name for name in sites if name not in units]:
+        found = pv.perplexity(pair.guide, test, sites=codes, progress=False)
+        parts += [f"{name}: {value:.1f} of {found.codes[name]} codes" for name, value in found.values.items()]
+    return ", ".join(parts)
 
 
 def trained(names: Names, data: pv.data.Splits, epochs: int, sizes: Mapping[str, Any]) -> tuple[Row, Tensor]:
@@ -138,10 +147,10 @@ def main() -> None:
     parser.add_argument("--data", default="mnist", help="data set with labels (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
     given = parser.parse_args()
-    if unknown := set(given.names) - {*zoo.discover("models"), *zoo.discover("guides"), *priors.__all__}:
+    if unknown := set(given.names) - {*zoo.discover("models"), *zoo.discover("guides"), *pairing.priors_of_vectors()}:
         parser.error(f"no program is called {', '.join(sorted(unknown))}; see ppl-vae list")
     data = pv.data.load(given.data, binarize="static")
-    sizes = SIZES | {"x_dim": data.train.shape[1]}
+    sizes = SIZES | {"x_dim": data.train.shape[1], "size": len(data.train)}
     rows, samples = [without_latents(data)], {}
     for names in wanted(given.names):
         if not takes_bits(names, data, sizes):
@@ -149,7 +158,7 @@ def main() -> None:
         torch.manual_seed(0)
         row, samples[row.pair] = trained(names, data, 1 if given.quick else given.epochs, sizes)
         rows.append(row)
-        Console(width=130).print(table([row], ""))
+        Console(width=130).print(f"{row.pair}: {row.elbo:.2f}, {row.log_px:.2f}, {row.latents}, {row.seconds:.0f} s")
     Console(width=130).print(table(rows, f"{given.data}, static binarization, {given.epochs} epochs"))
     commands.write("zoo", {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
 
