@@ -291,6 +291,27 @@ def test_bad_arguments_are_named():
             make()
 
 
+def test_the_nearest_code_is_found_far_from_the_origin():
+    torch.manual_seed(0)
+    codebook, z = torch.randn(32, 8) + 1000, torch.randn(500, 8) + 1000
+    distances = (z.unsqueeze(-2).double() - codebook.double()).square().sum(-1)
+    assert torch.equal(distributions.NearestCode(z, codebook).code.argmax(-1), distances.argmin(-1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda checks: distributions.OneHotUniform(torch.zeros(3), validate_args=checks),
+        lambda checks: distributions.NearestCode(torch.zeros(3), torch.eye(3), validate_args=checks),
+    ],
+)
+def test_a_larger_batch_is_validated_as_the_smaller_was(make):
+    inside = torch.full((2, 3), 1 / 3)
+    make(False).expand([2]).log_prob(inside)
+    with pytest.raises(ValueError, match="within the support"):
+        make(True).expand([2]).log_prob(inside)
+
+
 def test_relaxed_and_discrete_codes_do_not_meet():
     discrete, guide = DiscreteVAE(x_dim=6, positions=2), Relaxed(x_dim=6)
     with pytest.raises(pv.ContractError, match="site 'c' has support"):

@@ -60,7 +60,7 @@ class OneHotUniform(dist.TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> "OneHotUniform":
         """Return the distribution with more batch axes."""
-        return type(self)(self.like.expand(*batch_shape, *self.event_shape), validate_args=False)
+        return type(self)(self.like.expand(*batch_shape, *self.event_shape), validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -123,14 +123,16 @@ class NearestCode(dist.TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> "NearestCode":
         """Return the distribution with more batch axes."""
-        return type(self)(self.z.expand(*batch_shape, -1), self.codebook, validate_args=False)
+        return type(self)(self.z.expand(*batch_shape, -1), self.codebook, validate_args=self._validate_args)
 
     @property
     def code(self) -> Tensor:
         """The code without gradient, ``(*batch, C)``."""
         with torch.no_grad(), torch.autocast(self.z.device.type, enabled=False):
-            # |z|^2 is the same for all codes.
-            distances = self.codebook.square().sum(-1) - 2 * self.z @ self.codebook.T
+            # |z|^2 is the same for all codes. Far from the origin the difference of what is left has no digits.
+            centre = self.codebook.mean(0)
+            codebook = self.codebook - centre
+            distances = codebook.square().sum(-1) - 2 * (self.z - centre) @ codebook.T
             return corner(distances.argmin(-1), distances.shape[-1]).to(self.z.dtype)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
