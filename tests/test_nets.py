@@ -12,6 +12,8 @@ NETS = {
     "mlp": (nets.MLP(35, (8,), 3), 35),
     "conv encoder": (nets.ConvEncoder((7, 5), 3), 35),
     "conv decoder": (nets.ConvDecoder(4, (7, 5)), 4),
+    "three convolutions": (nets.ConvEncoder((7, 5), 3, (2, 3, 4)), 35),
+    "three transposed convolutions": (nets.ConvDecoder(4, (7, 5), (4, 3, 2), outputs=2), 4),
 }
 
 
@@ -23,6 +25,13 @@ def test_leading_axes_are_rows(name):
     rows = torch.stack([torch.stack([net(row) for row in block]) for block in x])
     torch.testing.assert_close(net(x), rows)
     assert net(x).shape[:2] == (2, 3)
+
+
+def test_a_convolutional_network_has_all_its_channels():
+    encoder, decoder = nets.ConvEncoder((7, 5), 3, (2, 3, 4)), nets.ConvDecoder(4, (7, 5), (4, 3, 2), outputs=2)
+    assert [layer.out_channels for layer in encoder.net if isinstance(layer, torch.nn.Conv2d)] == [2, 3, 4]
+    found = [layer.out_channels for layer in decoder.net if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert (found, decoder(torch.zeros(5, 4)).shape) == ([3, 2, 2], (5, 70))
 
 
 def test_images_of_another_size_are_refused():
