@@ -34,6 +34,19 @@ def test_a_convolutional_network_has_all_its_channels():
     assert (found, decoder(torch.zeros(5, 4)).shape) == ([3, 2, 2], (5, 70))
 
 
+@pytest.mark.parametrize(
+    ("net", "given", "found"),
+    [
+        (nets.ConvEncoder((7, 5), 3), (35,), (3,)),
+        (nets.ConvDecoder(4, (7, 5), outputs=2), (4,), (70,)),
+        (nets.GridEncoder((7, 5), 3), (35,), (4, 3)),
+        (nets.GridDecoder(3, (7, 5)), (4, 3), (35,)),
+    ],
+)
+def test_no_data_give_none(net, given, found):
+    assert net(torch.zeros(2, 0, *given)).shape == (2, 0, *found)
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"expected a last axis of 35 = 7 x 5 pixels, found shape \(2, 36\)"):
         NETS["conv encoder"][0](torch.zeros(2, 36))

@@ -81,7 +81,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode ``(..., H * W)`` as ``(..., out_dim)``."""
-        return self.net(as_images(x, self.shape)).reshape(*x.shape[:-1], -1)
+        found = self.net(as_images(x, self.shape))
+        return found.reshape(*x.shape[:-1], found.shape[-1])  # a size of -1 would be unknown for no data
 
 
 class ConvDecoder(nn.Module):
@@ -113,4 +114,4 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode ``(..., in_dim)`` to ``(..., outputs * H * W)``."""
         image = self.net(z.reshape(-1, z.shape[-1]))[..., : self.shape[0], : self.shape[1]]
-        return image.reshape(*z.shape[:-1], -1)
+        return image.reshape(*z.shape[:-1], prod(image.shape[1:]))

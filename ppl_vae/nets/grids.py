@@ -91,4 +91,4 @@ class GridDecoder(nn.Module):
             )
         grid = z.transpose(-1, -2).reshape(-1, z.shape[-1], *self.grid)
         image = self.net(grid)[:, 0, : self.shape[0], : self.shape[1]]
-        return image.reshape(*z.shape[:-2], -1)
+        return image.reshape(*z.shape[:-2], prod(self.shape))
