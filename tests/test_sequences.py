@@ -179,6 +179,8 @@ def test_one_hot_codes_are_the_same_as_numbers(prefixed):
     torch.manual_seed(3)
     assert torch.equal(one_hot.numbers(drawn), d.sample())
     assert drawn.dtype is DOUBLE
+    for dtype in (torch.long, torch.float32, DOUBLE):
+        assert torch.equal(one_hot.log_prob(drawn.to(dtype)), one_hot.log_prob(drawn))
 
 
 def test_densities_between_corners_have_their_gradient():

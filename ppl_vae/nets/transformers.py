@@ -92,7 +92,8 @@ class CausalTransformer(nn.Module):
         return self.head(hidden[..., -1, :]), past
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        return tokens @ self.embedding.weight if tokens.is_floating_point() else self.embedding(tokens)
+        vectors = self.embedding.weight
+        return tokens.to(vectors.dtype) @ vectors if tokens.is_floating_point() else self.embedding(tokens)
 
     def _start(self, embedded: Tensor) -> Tensor:
         return self.start.expand(*embedded.shape[:-2], 1, -1)
