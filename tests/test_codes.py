@@ -189,6 +189,15 @@ def test_relaxed_codes_have_torchs_density_and_no_zeros():
     torch.testing.assert_close(found, torchs.rsample(), rtol=1e-5, atol=1e-6)
 
 
+def test_relaxed_draws_have_their_density_at_low_temperatures_in_double_precision():
+    torch.manual_seed(0)
+    kind, temperature = distributions.RelaxedOneHot, torch.tensor(0.05, dtype=torch.float64)
+    q = kind(temperature, logits=torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64))
+    p = kind(temperature, logits=torch.zeros(3, dtype=torch.float64))
+    c = p.sample((20_000,))
+    odds.assert_mean((q.log_prob(c) - p.log_prob(c)).exp(), torch.tensor(1.0, dtype=torch.float64))
+
+
 def test_relaxed_codes_have_a_density_that_integrates_to_one():
     """On the line between two corners."""
     at = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
