@@ -189,6 +189,15 @@ def test_relaxed_codes_have_torchs_density_and_no_zeros():
     torch.testing.assert_close(found, torchs.rsample(), rtol=1e-5, atol=1e-6)
 
 
+def test_relaxed_draws_have_their_density_at_low_temperatures_in_double_precision():
+    torch.manual_seed(0)
+    kind, temperature = distributions.RelaxedOneHot, torch.tensor(0.05, dtype=torch.float64)
+    q = kind(temperature, logits=torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64))
+    p = kind(temperature, logits=torch.zeros(3, dtype=torch.float64))
+    c = p.sample((20_000,))
+    odds.assert_mean((q.log_prob(c) - p.log_prob(c)).exp(), torch.tensor(1.0, dtype=torch.float64))
+
+
 def test_relaxed_codes_have_a_density_that_integrates_to_one():
     """On the line between two corners."""
     at = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
@@ -289,6 +298,27 @@ def test_bad_arguments_are_named():
     for make in (lambda: nets.ToRelaxedCodes(0.0), lambda: priors.RelaxedUniformCodes(temperature=-1.0)):
         with pytest.raises(ValueError, match="temperature: expected a positive number, found"):
             make()
+
+
+def test_the_nearest_code_is_found_far_from_the_origin():
+    torch.manual_seed(0)
+    codebook, z = torch.randn(32, 8) + 1000, torch.randn(500, 8) + 1000
+    distances = (z.unsqueeze(-2).double() - codebook.double()).square().sum(-1)
+    assert torch.equal(distributions.NearestCode(z, codebook).code.argmax(-1), distances.argmin(-1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda checks: distributions.OneHotUniform(torch.zeros(3), validate_args=checks),
+        lambda checks: distributions.NearestCode(torch.zeros(3), torch.eye(3), validate_args=checks),
+    ],
+)
+def test_a_larger_batch_is_validated_as_the_smaller_was(make):
+    inside = torch.full((2, 3), 1 / 3)
+    make(False).expand([2]).log_prob(inside)
+    with pytest.raises(ValueError, match="within the support"):
+        make(True).expand([2]).log_prob(inside)
 
 
 def test_relaxed_and_discrete_codes_do_not_meet():

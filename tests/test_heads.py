@@ -18,7 +18,8 @@ X_DIM = SHAPE[0] * SHAPE[1]
 SIZES = {"x_dim": X_DIM, "z_dim": Z_DIM, "hidden": (8,)}
 HEADS = {name: getattr(nets, name) for name in nets.__all__ if name.startswith("To")}
 LIKELIHOODS = [name for name, head in HEADS.items() if hasattr(head, "outputs")]
-CORRELATED = [name for name, head in HEADS.items() if not hasattr(head, "outputs")]
+CORRELATED = ["ToLowRankNormal", "ToMultivariateNormal"]
+OTHERS = ["ToCodes", "ToDelta", "ToFlow", "ToNormalMixture", "ToRelaxedCodes"]
 
 
 def dense(head):
@@ -46,7 +47,7 @@ def pair(head, decoder=dense):
 
 def test_every_head_says_how_much_it_takes():
     assert {"ToBernoulli", "ToNormal", "ToContinuousBernoulli", "ToDiscretisedLogistic"} <= set(LIKELIHOODS)
-    assert {"ToMultivariateNormal", "ToLowRankNormal"} <= set(CORRELATED)
+    assert {*HEADS} == {*LIKELIHOODS, *CORRELATED, *OTHERS}
     for name in LIKELIHOODS:
         made = zoo.build(HEADS[name], SIZES)
         assert made(torch.zeros(5, made.outputs * X_DIM)).event_shape == (X_DIM,)
@@ -185,6 +186,11 @@ REFUSALS = {
     "nan": (lambda: nets.ToNormalFixedScale(float("nan")), "scale: expected a positive number, found nan"),
     "one": (lambda: nets.ToNormalOneScale(-1.0), "scale: expected a positive number, found -1.0"),
     "floor": (lambda: nets.ToNormalPixelScale(6, 0.1, min_scale=0.2), "scale - min_scale: expected a positive number"),
+    "normal": (lambda: nets.ToNormal(0.0), "min_scale: expected a positive number, found 0.0"),
+    "triangle": (lambda: nets.ToMultivariateNormal(2, -1.0), "min_scale: expected a positive number, found -1.0"),
+    "low rank": (lambda: nets.ToLowRankNormal(2, min_scale=-1.0), "min_scale: expected a positive number"),
+    "mixture": (lambda: nets.ToNormalMixture(2, min_scale=-1.0), "min_scale: expected a positive number"),
+    "no component": (lambda: nets.ToNormalMixture(0), "components: expected at least 1, found 0"),
     "levels": (lambda: nets.ToDiscretisedLogistic(levels=1), "levels: expected a whole number of at least 2"),
 }
 

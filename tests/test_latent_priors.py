@@ -208,6 +208,28 @@ def test_a_subset_of_exemplars_is_unbiased_in_the_density_and_below_in_its_logar
     torch.testing.assert_close(torch.stack(left_out).exp().mean(0), own.exp())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.long])
+def test_exemplars_may_be_whole_numbers(dtype):
+    x = torch.randint(0, 9, (5, 2)).to(dtype)
+    prior = priors.Exemplar(lambda x: dist.Normal(x.double(), 1.0).to_event(1), x).double()
+    components = dist.Normal(x.double(), 1.0).to_event(1)
+    z = torch.randn(2, dtype=torch.float64)
+    torch.testing.assert_close(
+        prior().log_prob(z), components.log_prob(z).logsumexp(0) - torch.tensor(5.0).double().log()
+    )
+    left = components.log_prob(z)[1:].logsumexp(0) - torch.tensor(4.0).double().log()
+    torch.testing.assert_close(prior.without(torch.tensor([0])).log_prob(z), left.unsqueeze(0))
+
+
+def test_arguments_outside_their_range_are_named():
+    with pytest.raises(ValueError, match="scale: expected a positive number, found"):
+        priors.OneScale(-1.0)
+    with pytest.raises(ValueError, match=r"inputs: expected pseudo-inputs, as data lie in Real\(\), found none"):
+        priors.VampPrior(lambda x: x, 6, 3, support=torch.distributions.constraints.real)
+    with pytest.raises(ValueError, match=r"expected shapes \(500, 6\) and .*; give components= and x_dim="):
+        priors.VampPrior(lambda x: x, 6, inputs=torch.rand(7, 6))
+
+
 def test_exemplars_that_cannot_be_left_out_are_refused():
     with pytest.raises(ValueError, match="exemplars: found 1; give at least two"):
         priors.Exemplar(Normal(**SIZES).encoder, torch.zeros(1, 6))

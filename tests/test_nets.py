@@ -12,6 +12,8 @@ NETS = {
     "mlp": (nets.MLP(35, (8,), 3), 35),
     "conv encoder": (nets.ConvEncoder((7, 5), 3), 35),
     "conv decoder": (nets.ConvDecoder(4, (7, 5)), 4),
+    "three convolutions": (nets.ConvEncoder((7, 5), 3, (2, 3, 4)), 35),
+    "three transposed convolutions": (nets.ConvDecoder(4, (7, 5), (4, 3, 2), outputs=2), 4),
 }
 
 
@@ -23,6 +25,26 @@ def test_leading_axes_are_rows(name):
     rows = torch.stack([torch.stack([net(row) for row in block]) for block in x])
     torch.testing.assert_close(net(x), rows)
     assert net(x).shape[:2] == (2, 3)
+
+
+def test_a_convolutional_network_has_all_its_channels():
+    encoder, decoder = nets.ConvEncoder((7, 5), 3, (2, 3, 4)), nets.ConvDecoder(4, (7, 5), (4, 3, 2), outputs=2)
+    assert [layer.out_channels for layer in encoder.net if isinstance(layer, torch.nn.Conv2d)] == [2, 3, 4]
+    found = [layer.out_channels for layer in decoder.net if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert (found, decoder(torch.zeros(5, 4)).shape) == ([3, 2, 2], (5, 70))
+
+
+@pytest.mark.parametrize(
+    ("net", "given", "found"),
+    [
+        (nets.ConvEncoder((7, 5), 3), (35,), (3,)),
+        (nets.ConvDecoder(4, (7, 5), outputs=2), (4,), (70,)),
+        (nets.GridEncoder((7, 5), 3), (35,), (4, 3)),
+        (nets.GridDecoder(3, (7, 5)), (4, 3), (35,)),
+    ],
+)
+def test_no_data_give_none(net, given, found):
+    assert net(torch.zeros(2, 0, *given)).shape == (2, 0, *found)
 
 
 def test_images_of_another_size_are_refused():

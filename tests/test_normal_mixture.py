@@ -177,8 +177,32 @@ def test_mixtures_of_other_distributions_are_pyros():
     )
 
 
+@pytest.mark.parametrize(("weights", "components"), [((2, 3), (3,)), ((3,), (2, 3)), ((4, 1, 3), (2, 3))])
+def test_mixtures_of_other_distributions_broadcast(weights, components):
+    torch.manual_seed(0)
+    logits, loc = torch.randn(weights), torch.randn(*components, 2)
+    found = mixture(logits, pyro.distributions.MultivariateNormal(loc, 0.5 * torch.eye(2)))
+    same = NormalMixture(logits, loc, torch.full_like(loc, 0.5**0.5))
+    z = found.sample((5,))
+    assert (found.batch_shape, z.shape) == (same.batch_shape, (5, *same.batch_shape, 2))
+    torch.testing.assert_close(found.log_prob(z), same.log_prob(z))
+    torch.testing.assert_close(found.mean, same.mean)
+
+
+def test_mixed_precision_leaves_double_precision_alone():
+    h = torch.randn(4, 10, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nets.ToNormalMixture(2)(h).loc.dtype is torch.float64
+
+
 def test_shapes_that_do_not_fit_are_refused():
-    for shapes in [((3,), (4, 2), (4, 2)), ((3,), (3, 2), (3, 1)), ((3,), (3,), (3,)), ((2, 3), (5, 3, 2), (5, 3, 2))]:
+    for shapes in [
+        ((0,), (0, 2), (0, 2)),
+        ((3,), (4, 2), (4, 2)),
+        ((3,), (3, 2), (3, 1)),
+        ((3,), (3,), (3,)),
+        ((2, 3), (5, 3, 2), (5, 3, 2)),
+    ]:
         with pytest.raises(ValueError, match="logits, loc, scale: expected shapes"):
             NormalMixture(*map(torch.ones, shapes))
     with pytest.raises(ValueError, match=r"scale|constraint"):

@@ -179,12 +179,23 @@ def test_one_hot_codes_are_the_same_as_numbers(prefixed):
     torch.manual_seed(3)
     assert torch.equal(one_hot.numbers(drawn), d.sample())
     assert drawn.dtype is DOUBLE
+    for dtype in (torch.long, torch.float32, DOUBLE):
+        assert torch.equal(one_hot.log_prob(drawn.to(dtype)), one_hot.log_prob(drawn))
 
 
 def test_densities_between_corners_have_their_gradient():
     one_hot = distributions.OneHotAutoregressive(tokens(network(), IMAGE, IMAGE), IMAGE, validate_args=False)
     inside = torch.randn(2, 2, 3, dtype=DOUBLE).softmax(-1).requires_grad_()
     assert torch.autograd.gradcheck(one_hot.log_prob, inside)
+    with torch.no_grad():
+        without = one_hot.log_prob(inside.detach())
+    torch.testing.assert_close(without, one_hot.log_prob(inside).detach())
+
+
+def test_ranges_that_a_table_would_not_hold_are_refused():
+    for place in (range(0, 5, 2), range(6), range(-1, 3), range(2, 2)):
+        with pytest.raises(ValueError, match=r"places: expected ranges of successive tokens from 0 to 4, found range"):
+            distributions.allowed_tokens([TEXT, place], 5)
 
 
 def test_a_change_of_probabilities_changes_draws_alone():
@@ -204,6 +215,8 @@ def test_what_is_outside_the_support_is_refused():
             d.log_prob(torch.tensor(wrong))
     with pytest.raises(ValueError, match=r"codes: .* are not the tokens"):
         distributions.OneHotAutoregressive(d, IMAGE)
+    with pytest.raises(ValueError, match="layers, heads: expected at least 1 of each, found 0 and 4"):
+        nets.CausalTransformer(5, 2, layers=0)
     with pytest.raises(ValueError, match=r"allowed: expected a table of bool.*found shape \(3,\)"):
         distributions.Autoregressive(d.network, torch.ones(3))
     with pytest.raises(ValueError, match="expected 4 tokens and at least 2 positions, found 5 and 5"):
@@ -293,6 +306,7 @@ def text_to_image():
 def test_words_become_numbers_and_words_again():
     letters = nets.Characters(["zero", "one", ""])
     assert letters.decode(letters.encode(["one", "", "zero"])) == ["one", "", "zero"]
+    assert letters.encode([]).shape == (0, letters.length)
     assert letters.encode(["one"]).shape == (1, letters.length)
     assert letters.encode(["zero"]).max() < letters.size
     with pytest.raises(ValueError, match="words: 'none' has 4 characters"):

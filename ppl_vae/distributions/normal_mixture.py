@@ -38,7 +38,7 @@ class NormalMixture(TorchDistribution):
         validate_args: whether to look at parameters and values; as Pyro is set when left out.
 
     Raises:
-        ValueError: the shapes do not fit each other, or a parameter is outside its range.
+        ValueError: the shapes do not fit each other, or have no component; a parameter is outside its range.
 
     Reference: M. Figurnov, S. Mohamed, A. Mnih, "Implicit Reparameterization Gradients", NeurIPS 2018,
     https://arxiv.org/abs/1805.08498; A. Graves, "Stochastic Backpropagation through Mixture Density Distributions",
@@ -169,7 +169,7 @@ def mixture(logits: Tensor, components: Any) -> TorchDistribution:
 
     Args:
         logits: unnormalised log weights, ``(..., C)``.
-        components: distribution with batch shape ``(..., C)``.
+        components: distribution with batch shape ``(..., C)``; what is left of C broadcasts with the weights.
 
     Returns:
         `NormalMixture` for independent normals, otherwise Pyro's ``MixtureSameFamily``.
@@ -188,11 +188,13 @@ def mixture(logits: Tensor, components: Any) -> TorchDistribution:
         and len(components.event_shape) == 1
     ):
         return NormalMixture(logits, normal.loc, normal.scale)
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+    # Both of one shape, since torch broadcasts neither in draws, nor the components' in the batch shape.
+    shape = torch.broadcast_shapes(logits.shape, components.batch_shape)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits.expand(shape)), components.expand(shape))
 
 
 def _fit(logits: Tensor, loc: Tensor, scale: Tensor) -> bool:
-    if loc.shape[-2:] != scale.shape[-2:] or logits.shape[-1] != loc.shape[-2]:
+    if loc.shape[-2:] != scale.shape[-2:] or logits.shape[-1] != loc.shape[-2] or not logits.shape[-1]:
         return False
     try:
         torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])

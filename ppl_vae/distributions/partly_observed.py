@@ -50,7 +50,7 @@ def partly_observed(fn: dist.TorchDistribution, observed: Tensor) -> dist.TorchD
 
     Raises:
         TypeError: ``observed`` is not boolean.
-        ValueError: the elements of the distribution depend on each other.
+        ValueError: the elements of the distribution depend on each other; ``observed`` has another shape.
 
     Reference: R. J. A. Little, D. B. Rubin, "Statistical Analysis with Missing Data", Wiley 2002, section 6.2.
 
@@ -71,4 +71,15 @@ def partly_observed(fn: dist.TorchDistribution, observed: Tensor) -> dist.TorchD
             f"fn: a {type(fn).__name__} with event shape {tuple(fn.event_shape)} is no product over elements, so that "
             "none of them can be left out; give independent elements, .to_event(1)"
         )
+    _check_shapes(fn.batch_shape, observed.shape)
     return PartlyObserved(fn, observed)
+
+
+def _check_shapes(elements: torch.Size, observed: torch.Size) -> None:
+    try:
+        torch.broadcast_shapes(elements, observed)
+    except RuntimeError as error:
+        raise ValueError(
+            f"observed: expected one value for each element of shape {tuple(elements)}, found shape {tuple(observed)}; "
+            "give it the shape of the event, or that of the data"
+        ) from error

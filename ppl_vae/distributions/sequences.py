@@ -177,7 +177,8 @@ class OneHotAutoregressive(TorchDistribution):
         validate_args: as for every distribution of torch.
 
     Raises:
-        ValueError: under validation, ``codes`` are not what ``tokens`` allows; a value is not one-hot.
+        ValueError: ``codes`` are no tokens of the vocabulary; under validation, ``codes`` are not what ``tokens``
+            allows, or a value is not one-hot.
 
     Reference: A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural Discrete Representation Learning", NeurIPS 2017,
     https://arxiv.org/abs/1711.00937, for autoregressive priors of codes.
@@ -215,10 +216,9 @@ class OneHotAutoregressive(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         start, end = self.codes.start, self.codes.stop
-        # Numbers are looked up, which is faster; weights have a gradient.
-        read = (
-            F.pad(value, (start, self.tokens.allowed.shape[-1] - end)) if value.requires_grad else self.numbers(value)
-        )
+        # As weights whether or not a gradient is asked for: between the corners the nearest code has another density.
+        padding = (start, self.tokens.allowed.shape[-1] - end)
+        read = F.pad(value, padding) if value.is_floating_point() else self.numbers(value)
         log_probs = (value * self.tokens.conditionals(read)[..., start:end]).sum((-2, -1))
         return log_probs.expand(torch.broadcast_shapes(log_probs.shape, self.batch_shape))
 
@@ -242,10 +242,19 @@ def allowed_tokens(places: Sequence[range], vocabulary: int) -> Tensor:
     Returns:
         Bool ``(T, V)``.
 
+    Raises:
+        ValueError: a range is empty, leaves numbers out, or goes beyond the vocabulary.
+
     Example:
         >>> allowed_tokens([range(1), range(1, 3)], 3)
         tensor([[ True, False, False],
                 [False,  True,  True]])
     """
+    for place in places:
+        if place.step != 1 or not 0 <= place.start < place.stop <= vocabulary:
+            raise ValueError(
+                f"places: expected ranges of successive tokens from 0 to {vocabulary - 1}, found {place}; give at "
+                "least one token, and the vocabulary all that there are"
+            )
     tokens = torch.arange(vocabulary)
     return torch.stack([(tokens >= place.start) & (tokens < place.stop) for place in places])

@@ -7,12 +7,12 @@ number of leading axes (particles, enumerated values, data), convolutions too.
 
 from ppl_vae.nets import flows
 from ppl_vae.nets.codebooks import AveragedCodebook, LearnedCodebook, ToCodes, ToRelaxedCodes
-from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder
+from ppl_vae.nets.convolutions import ConvDecoder, ConvEncoder, grid_of
 from ppl_vae.nets.correlated_heads import ToLowRankNormal, ToMultivariateNormal
 from ppl_vae.nets.dense import MLP
 from ppl_vae.nets.embeddings import OneHot, held_to
 from ppl_vae.nets.flows import ToFlow
-from ppl_vae.nets.grids import GridDecoder, GridEncoder, grid_of, image_shape
+from ppl_vae.nets.grids import GridDecoder, GridEncoder, image_shape
 from ppl_vae.nets.heads import (
     ToBernoulli,
     ToContinuousBernoulli,

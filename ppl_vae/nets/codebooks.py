@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import distributions
+from ppl_vae.nets.arguments import positive
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["AveragedCodebook", "LearnedCodebook", "ToCodes", "ToRelaxedCodes"]
@@ -170,9 +171,7 @@ class ToRelaxedCodes(nn.Module):
 
     def __init__(self, temperature: float = 2 / 3):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, found {temperature!r}")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
 
     def forward(self, logits: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""

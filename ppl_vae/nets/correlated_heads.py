@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae import distributions
+from ppl_vae.nets.arguments import positive
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["ToLowRankNormal", "ToMultivariateNormal"]
@@ -32,7 +33,7 @@ class ToMultivariateNormal(nn.Module):
         in_dim: ``2 D + D (D - 1) / 2``.
 
     Raises:
-        ValueError: the last axis is not ``in_dim``.
+        ValueError: ``min_scale`` is not positive; the last axis is not ``in_dim``.
 
     Reference: D. P. Kingma, M. Welling, "An Introduction to Variational Autoencoders", Foundations and Trends in
     Machine Learning 2019, section 2.5.1, https://arxiv.org/abs/1906.02691.
@@ -46,7 +47,7 @@ class ToMultivariateNormal(nn.Module):
 
     def __init__(self, z_dim: int, min_scale: float = 1e-4):
         super().__init__()
-        self.z_dim, self.min_scale = z_dim, min_scale
+        self.z_dim, self.min_scale = z_dim, positive("min_scale", min_scale)
         triangle = z_dim * (z_dim + 1) // 2
         self.in_dim = z_dim + triangle
         # Where each element of L stands in (diagonal, below, zero): one look-up makes the matrix.
@@ -84,7 +85,7 @@ class ToLowRankNormal(nn.Module):
         in_dim: ``(2 + rank) D``.
 
     Raises:
-        ValueError: the rank is below one; the last axis is not ``in_dim``.
+        ValueError: the rank is below one; ``min_scale`` is not positive; the last axis is not ``in_dim``.
 
     Reference: D. J. Rezende, S. Mohamed, D. Wierstra, "Stochastic Backpropagation and Approximate Inference in Deep
     Generative Models", ICML 2014 (there as a precision), https://arxiv.org/abs/1401.4082; V. M.-H. Ong,
@@ -102,7 +103,7 @@ class ToLowRankNormal(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank: expected at least 1, found {rank!r}; nets.ToNormal is what rank 0 would be")
-        self.z_dim, self.rank, self.min_scale = z_dim, rank, min_scale
+        self.z_dim, self.rank, self.min_scale = z_dim, rank, positive("min_scale", min_scale)
         self.in_dim = (2 + rank) * z_dim
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:

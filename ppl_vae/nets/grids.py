@@ -7,9 +7,9 @@ from math import isqrt, prod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GridDecoder", "GridEncoder", "grid_of", "image_shape"]
+from ppl_vae.nets.convolutions import CHANNELS, as_images, grid_of, halving
 
-CHANNELS = (32, 64)
+__all__ = ["GridDecoder", "GridEncoder", "image_shape"]
 
 
 def image_shape(x_dim: int) -> tuple[int, int]:
@@ -21,16 +21,6 @@ def image_shape(x_dim: int) -> tuple[int, int]:
     """
     side = isqrt(x_dim)
     return (side, side) if side * side == x_dim else (1, x_dim)
-
-
-def grid_of(shape: tuple[int, int], channels: Sequence[int] = CHANNELS) -> tuple[int, int]:
-    """Return the sides of the grid that an image shrinks to, halved by each convolution and rounded up.
-
-    Example:
-        >>> grid_of((28, 20)), grid_of((1, 6))
-        ((7, 5), (1, 2))
-    """
-    return (-(-shape[0] // 2 ** len(channels)), -(-shape[1] // 2 ** len(channels)))
 
 
 class GridEncoder(nn.Module):
@@ -54,20 +44,12 @@ class GridEncoder(nn.Module):
     def __init__(self, shape: tuple[int, int], out_dim: int, channels: Sequence[int] = CHANNELS):
         super().__init__()
         self.shape = shape
-        layers: list[nn.Module] = []
-        for n_in, n_out in pairwise([1, *channels]):
-            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Conv2d([1, *channels][-1], out_dim, 1))
+        self.net = nn.Sequential(*halving(channels), nn.Conv2d([1, *channels][-1], out_dim, 1))
         self.to(memory_format=torch.channels_last)  # as fast convolutions read kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode ``(..., H * W)`` as ``(..., h * w, out_dim)``."""
-        if x.shape[-1] != prod(self.shape):
-            raise ValueError(
-                f"x: expected a last axis of {prod(self.shape)} = {self.shape[0]} x {self.shape[1]} pixels, found "
-                f"shape {tuple(x.shape)}; flatten images with x.flatten(1), or say their sides by shape="
-            )
-        grid = self.net(x.reshape(-1, 1, *self.shape)).flatten(-2).transpose(-1, -2)
+        grid = self.net(as_images(x, self.shape)).flatten(-2).transpose(-1, -2)
         return grid.reshape(*x.shape[:-1], *grid.shape[1:])
 
 
@@ -109,4 +91,4 @@ class GridDecoder(nn.Module):
             )
         grid = z.transpose(-1, -2).reshape(-1, z.shape[-1], *self.grid)
         image = self.net(grid)[:, 0, : self.shape[0], : self.shape[1]]
-        return image.reshape(*z.shape[:-2], -1)
+        return image.reshape(*z.shape[:-2], prod(self.shape))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae import distributions
+from ppl_vae.nets.arguments import positive
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = [
@@ -33,12 +34,6 @@ def _halves(h: Tensor) -> tuple[Tensor, Tensor]:
         )
     loc, raw = at_least_single(h).chunk(2, dim=-1)
     return loc, raw
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive number, found {value!r}")
-    return float(value)
 
 
 class ToBernoulli(nn.Module):
@@ -112,7 +107,7 @@ class ToDiscretisedLogistic(nn.Module):
 
     def __init__(self, levels: int = 256, min_scale: float = 1e-4):
         super().__init__()
-        self.levels, self.min_scale = distributions.GreyLevels(levels).levels, _positive("min_scale", min_scale)
+        self.levels, self.min_scale = distributions.GreyLevels(levels).levels, positive("min_scale", min_scale)
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
@@ -148,7 +143,7 @@ class ToNormal(nn.Module):
         outputs: 2, numbers taken for one value.
 
     Raises:
-        ValueError: the last axis is odd.
+        ValueError: ``min_scale`` is not positive; the last axis is odd.
 
     Example:
         >>> encoder = nn.Sequential(pv.nets.MLP(784, (8,), 2 * 3), ToNormal())
@@ -160,7 +155,7 @@ class ToNormal(nn.Module):
 
     def __init__(self, min_scale: float = 1e-4):
         super().__init__()
-        self.min_scale = min_scale
+        self.min_scale = positive("min_scale", min_scale)
 
     def forward(self, h: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
@@ -195,7 +190,7 @@ class ToNormalFixedScale(nn.Module):
 
     def __init__(self, scale: float = 0.1):
         super().__init__()
-        self.scale = _positive("scale", scale)
+        self.scale = positive("scale", scale)
 
     def forward(self, loc: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
@@ -225,7 +220,7 @@ class ToNormalOneScale(nn.Module):
 
     def __init__(self, scale: float = 0.1):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(_positive("scale", scale)).log())
+        self.log_scale = nn.Parameter(torch.tensor(positive("scale", scale)).log())
 
     def forward(self, loc: Tensor) -> dist.TorchDistribution:
         """Return the distribution."""
@@ -259,8 +254,8 @@ class ToNormalPixelScale(nn.Module):
 
     def __init__(self, x_dim: int, scale: float = 0.1, min_scale: float = 1e-4):
         super().__init__()
-        self.min_scale = _positive("min_scale", min_scale)
-        learned = _positive("scale - min_scale", scale - min_scale)
+        self.min_scale = positive("min_scale", min_scale)
+        learned = positive("scale - min_scale", scale - min_scale)
         self.log_scale = nn.Parameter(torch.full((x_dim,), learned).log())
 
     def forward(self, loc: Tensor) -> dist.TorchDistribution:

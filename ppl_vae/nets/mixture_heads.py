@@ -1,10 +1,11 @@
 """A head for mixtures of normal distributions."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae.distributions import NormalMixture
+from ppl_vae.nets.arguments import positive
+from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["ToNormalMixture"]
 
@@ -19,7 +20,8 @@ class ToNormalMixture(nn.Module):
         min_scale: added to every standard deviation, in the units of the values.
 
     Raises:
-        ValueError: the numbers cannot be shared out to the components.
+        ValueError: there is no component, or ``min_scale`` is not positive; the numbers cannot be
+            shared out to the components.
 
     Example:
         >>> encoder = nn.Sequential(pv.nets.MLP(784, (8,), 5 * (2 * 3 + 1)), ToNormalMixture(5))
@@ -30,7 +32,9 @@ class ToNormalMixture(nn.Module):
 
     def __init__(self, components: int = 5, min_scale: float = 1e-4):
         super().__init__()
-        self.components, self.min_scale = components, min_scale
+        if components < 1:
+            raise ValueError(f"components: expected at least 1, found {components!r}")
+        self.components, self.min_scale = components, positive("min_scale", min_scale)
 
     def forward(self, h: Tensor) -> NormalMixture:
         """Return the distribution."""
@@ -40,8 +44,6 @@ class ToNormalMixture(nn.Module):
                 f"components: expected {self.components} x (2 D + 1) numbers, found {h.shape[-1]}; give the network "
                 f"before this head {self.components} * (2 * z_dim + 1) outputs"
             )
-        # Out of mixed precision: a log density is a sum over dimensions, for which eight bits are too few.
-        h = h.float() if torch.is_autocast_enabled(h.device.type) else h
-        parts = h.unflatten(-1, (self.components, each))
+        parts = at_least_single(h).unflatten(-1, (self.components, each))
         logits, loc, raw = parts.split([1, each // 2, each // 2], dim=-1)
         return NormalMixture(logits.squeeze(-1), loc, F.softplus(raw) + self.min_scale)

@@ -34,7 +34,8 @@ class CausalTransformer(nn.Module):
         heads: of each attention.
 
     Raises:
-        ValueError: heads do not divide the width; a sequence is longer than ``positions``.
+        ValueError: there is no layer or no head; heads do not divide the width; a sequence is longer than
+            ``positions``.
 
     Reference: A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, https://arxiv.org/abs/1706.03762;
     normalised before each part as in R. Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML
@@ -51,6 +52,8 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, vocabulary: int, positions: int, width: int = 64, layers: int = 2, heads: int = 4):
         super().__init__()
+        if layers < 1 or heads < 1:
+            raise ValueError(f"layers, heads: expected at least 1 of each, found {layers} and {heads}")
         if width % heads:
             raise ValueError(f"heads: {heads} do not divide the width {width}; choose a width such as {heads * 16}")
         self.vocabulary, self.positions = vocabulary, positions
@@ -89,7 +92,8 @@ class CausalTransformer(nn.Module):
         return self.head(hidden[..., -1, :]), past
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        return tokens @ self.embedding.weight if tokens.is_floating_point() else self.embedding(tokens)
+        vectors = self.embedding.weight
+        return tokens.to(vectors.dtype) @ vectors if tokens.is_floating_point() else self.embedding(tokens)
 
     def _start(self, embedded: Tensor) -> Tensor:
         return self.start.expand(*embedded.shape[:-2], 1, -1)

@@ -38,7 +38,7 @@ class Characters:
 
     def encode(self, words: Sequence[str]) -> Tensor:
         """Return whole numbers ``(N, L)``."""
-        return torch.tensor([self._numbers(word) for word in words])
+        return torch.tensor([self._numbers(word) for word in words], dtype=torch.long).reshape(-1, self.length)
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the words of whole numbers ``(N, L)``, fillings left out."""

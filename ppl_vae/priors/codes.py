@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ppl_vae import distributions
+from ppl_vae.nets.arguments import positive
 
 __all__ = ["RelaxedUniformCodes", "UniformCodes"]
 
@@ -62,10 +63,8 @@ class RelaxedUniformCodes(nn.Module):
 
     def __init__(self, positions: int = 4, codes: int = 32, temperature: float = 0.5):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, found {temperature!r}")
         self.register_buffer("logits", torch.zeros(positions, codes), persistent=False)
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(c)."""

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from ppl_vae.distributions import mixture
+from ppl_vae.nets.arguments import positive
 
 __all__ = ["Exemplar", "OneScale"]
 
@@ -79,11 +80,14 @@ class Exemplar(nn.Module):
         self.subset = subset
         self.register_buffer("exemplars", exemplars, persistent=False)
         self.register_buffer("rows", torch.arange(n), persistent=False)
+        # Exemplars may be tokens or grey levels; weights are not whole numbers.
+        dtype = exemplars.dtype if exemplars.is_floating_point() else None
+        self.register_buffer("logits", torch.zeros(n, dtype=dtype, device=exemplars.device), persistent=False)
 
     def forward(self) -> TorchDistribution:
         """Return p(z)."""
         rows = self._taken()
-        return mixture(self.exemplars.new_zeros(rows.shape), self._components(rows))
+        return mixture(self.logits[: rows.shape[0]], self._components(rows))
 
     def without(self, index: Tensor) -> TorchDistribution:
         """Return the prior of each datum without its own component, for a program that names ``index``.
@@ -105,7 +109,7 @@ class Exemplar(nn.Module):
         """
         rows = self._taken()
         own = index.unsqueeze(-1) == rows
-        logits = self.exemplars.new_zeros(own.shape).masked_fill(own, -math.inf)
+        logits = self.logits[: rows.shape[0]].expand(own.shape).masked_fill(own, -math.inf)
         return mixture(logits, self._components(rows))
 
     def _taken(self) -> Tensor:
@@ -123,6 +127,9 @@ class OneScale(nn.Module):
     Args:
         scale: standard deviation to begin with, in the units of z.
 
+    Raises:
+        ValueError: the scale is not positive.
+
     Example:
         >>> posteriors = dist.Normal(torch.zeros(5, 3), 2.0).to_event(1)
         >>> OneScale(0.5)(posteriors).variance[0]
@@ -131,7 +138,7 @@ class OneScale(nn.Module):
 
     def __init__(self, scale: float = 0.5):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+        self.log_scale = nn.Parameter(torch.tensor(positive("scale", scale)).log())
 
     def forward(self, components: Any) -> TorchDistribution:
         """Return the normals."""

@@ -40,7 +40,7 @@ class AutoregressiveFlow(nn.Module):
 
     def __init__(
         self,
-        z_dim: int,
+        z_dim: int = 20,
         hidden: Sequence[int] = (64,),
         layers: int = 4,
         elementwise: flows.Elementwise = flows.affine,
@@ -78,7 +78,7 @@ class CouplingFlow(nn.Module):
 
     def __init__(
         self,
-        z_dim: int,
+        z_dim: int = 20,
         hidden: Sequence[int] = (64,),
         layers: int = 6,
         elementwise: flows.Elementwise = flows.affine,

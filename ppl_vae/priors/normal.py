@@ -18,7 +18,7 @@ class StandardNormal(nn.Module):
         torch.Size([3])
     """
 
-    def __init__(self, z_dim: int):
+    def __init__(self, z_dim: int = 20):
         super().__init__()
         # A buffer, so that the prior follows the module's device and dtype.
         self.register_buffer("zeros", torch.zeros(z_dim), persistent=False)

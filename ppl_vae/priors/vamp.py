@@ -31,11 +31,12 @@ class VampPrior(nn.Module):
         components: C, the number of pseudo-inputs.
         inputs: pseudo-inputs to begin with, ``(components, x_dim)``, such as training images a little greyed: one at
             the bound of where data lie is slow to leave it. Uniform noise when left out.
-        support: where data lie; ``torch.distributions.constraints.real`` for real-valued data (needs ``inputs``).
+        support: where data lie; ``torch.distributions.constraints.real`` for real-valued data. Other than the unit
+            interval it needs ``inputs``.
         logits: log weights ``(components,)``: an ``nn.Parameter`` is learned, a tensor is kept; equal when left out.
 
     Raises:
-        ValueError: ``inputs`` or ``logits`` do not fit, or ``inputs`` lie outside the support.
+        ValueError: ``inputs`` or ``logits`` do not fit, or ``inputs`` lie outside the support or are missing.
 
     Reference: J. Tomczak, M. Welling, "VAE with a VampPrior", AISTATS 2018, https://arxiv.org/abs/1705.07120.
 
@@ -59,12 +60,14 @@ class VampPrior(nn.Module):
         super().__init__()
         # The bound method, not the module: parameters belong to the program that owns them.
         self.encoder = getattr(encoder, "forward", encoder)
+        if inputs is None and support is not constraints.unit_interval:
+            raise ValueError(f"inputs: expected pseudo-inputs, as data lie in {support}, found none; give some data")
         inputs = torch.rand(components, x_dim) if inputs is None else inputs
         logits = torch.zeros(components) if logits is None else logits
         if inputs.shape != (components, x_dim) or logits.shape != (components,):
             raise ValueError(
                 f"inputs, logits: expected shapes {(components, x_dim)} and {(components,)}, found "
-                f"{tuple(inputs.shape)} and {tuple(logits.shape)}"
+                f"{tuple(inputs.shape)} and {tuple(logits.shape)}; give components= and x_dim= as they have"
             )
         if not support.check(inputs).all():
             raise ValueError(
