@@ -173,7 +173,7 @@ def test_a_contrast_is_the_moments_of_the_draws():
 def implicit():
     torch.manual_seed(0)
     model, guide = VAE(**SIZES), Implicit(**SIZES, noise_dim=3)
-    return [part.double() for part in (model, guide, nets.Joined(nets.MLP(6 + 2, (8,), 1)))]
+    return [part.double() for part in (model, guide, nets.JoinedMLP((6, 2), (8,), 1))]
 
 
 def step_of(programs, make=torch.optim.Adam, **options):
