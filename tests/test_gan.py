@@ -156,6 +156,13 @@ def test_the_loop_keeps_the_epoch_of_the_smallest_value():
     assert fit.trained is None  # there is no guide to evaluate with
 
 
+def test_the_loop_tells_the_step_how_many_batches_are_to_come(monkeypatch):
+    step, planned = step_of(noisy(), critic_steps=2), []
+    monkeypatch.setattr(step, "plan", lambda *given: planned.append(given))
+    pv.fit(step=step, data=torch.randn(20, 6, dtype=F64), valid=torch.randn(9, 6, dtype=F64), epochs=3, batch_size=8)
+    assert planned == [(9, 6)]
+
+
 def test_a_captured_step_does_what_an_eager_one_does(uncompiled):
     one, other = twins(noisy)
     eager, captured = (step_of(p, sgd, compile=c) for p, c in ((one, False), (other, True)))
