@@ -564,7 +564,7 @@ def point(x):
 def auxiliary(x):
     with pyro.plate("data", x.shape[0], dim=-1):
         a = pyro.sample("a", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
-        pyro.sample("z", dist.Normal(a, 1.0))
+        pyro.sample("z", dist.Delta(a))
 
 
 def scaled(x):
