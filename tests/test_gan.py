@@ -245,6 +245,13 @@ def test_critics_and_optimizers_are_looked_at():
         pv.gan_step(model, critic, optimizer=adam(model), critic_optimizer=1e-3)
     with pytest.raises(TypeError, match=r"critic: expected an nn\.Module"):
         pv.gan_step(model, torch.sum, optimizer=adam(model), critic_optimizer=adam(critic))
+    with pytest.raises(TypeError, match="loss: expected a function of logits"):
+        step_of((model, critic), loss="minimax")
+    with pytest.raises(TypeError, match="loss: expected numbers for logits, a tensor, found NoneType"):
+        step_of((model, critic), loss=lambda logits: None)(x)
+    with pytest.raises(RuntimeError) as raised:
+        step_of((model, pv.nets.MLP(5, (8,), 1).double()))(x)
+    assert "critic on (5, 6) torch.float64" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match="critic_steps"):
         step_of((model, critic), critic_steps=0)
     model.idle = nn.Parameter(torch.zeros(1, dtype=F64))
