@@ -272,8 +272,8 @@ def with_normal(model: nn.Module) -> tuple[nn.Module, Any]:
 
 def with_implicit(model: nn.Module, contrast: Any = None) -> tuple[nn.Module, Any]:
     """Return an implicit guide and its adversarial step."""
-    guide = Implicit(4, 2, noise_dim=3, encoder=nets.Joined(elu(4 + 3, 2)))
-    critic = nets.Joined(elu(4 + 2, 1))
+    guide = Implicit(4, 2, noise_dim=3, encoder=nets.JoinedMLP((4, 3), (64, 64), 2, activation=nn.ELU))
+    critic = nets.JoinedMLP((4, 2), (64, 64), 1, activation=nn.ELU)
     adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
     made = {
         "optimizer": adam([*model.parameters(), *guide.parameters()], lr=1e-3),

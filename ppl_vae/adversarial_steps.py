@@ -6,7 +6,8 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution
 
 from ppl_vae import contract
 from ppl_vae.adversarial import logistic
@@ -67,6 +68,8 @@ class InferenceGame:
             check_drawn(model_trace, guide_trace)
             check_leading_axes(self.model, self.guide, batch)
             check_differentiable(contract.latents(trace_with_particles(self.guide, batch, 1)), "guide")
+            for name, r in self._contrasted(batch).items():
+                check_contrast(name, r, batch[0].shape[:1], contract.latents(guide_trace)[name]["fn"].event_shape)
 
     def critics_turn(self, batch: Batch) -> Turn:
         """Return the loss of the logistic regression between the guide's draws and the others."""
@@ -136,6 +139,24 @@ def check_drawn(model_trace: Any, guide_trace: Any) -> None:
         raise ContractError(f"factor '{name}': a critic does not see the factors of a guide; leave it out")
 
 
+def check_contrast(name: str, r: Any, batch_shape: Size, event_shape: Size) -> None:
+    """Raise unless a contrast gives each datum a distribution of a latent.
+
+    Example:
+        >>> check_contrast("z", torch.distributions.Normal(torch.zeros(5, 2), 1.0), torch.Size([5]), torch.Size([2]))
+        Traceback (most recent call last):
+        ...
+        ppl_vae.contract.ContractError: contrast: for site 'z' expected a distribution of batch shape (5,) and event ...
+    """
+    known = isinstance(r, Distribution)
+    if not known or (r.batch_shape, r.event_shape) != (batch_shape, event_shape):
+        found = f"shapes {tuple(r.batch_shape)} and {tuple(r.event_shape)}" if known else type(r).__name__
+        raise ContractError(
+            f"contrast: for site '{name}' expected a distribution of batch shape {tuple(batch_shape)} and event shape "
+            f"{tuple(event_shape)}, found {found}; declare events by .to_event"
+        )
+
+
 def adversarial_step(
     model: Program,
     guide: Program,
@@ -192,7 +213,7 @@ def adversarial_step(
             reparameterisation; the likelihood is deterministic; the critic's output has another shape; a parameter
             has no part in what its optimizer makes small (those of a prior, without contrast).
         ValueError: an optimizer holds what the other moves, or nothing; a number is out of range.
-        TypeError: one is no torch optimizer, or the critic no module.
+        TypeError: one is no torch optimizer, the critic no module, or the contrast no function.
 
     Reference: L. Mescheder, S. Nowozin, A. Geiger, "Adversarial Variational Bayes", ICML 2017,
     https://arxiv.org/abs/1701.04722.
@@ -211,6 +232,10 @@ def adversarial_step(
         >>> annealing = pv.ais(model, torch.ones(5, 6), distributions=10)  # log p(x), which needs no guide
     """
     check_critic(critic)
+    if not (contrast is None or callable(contrast)):
+        raise TypeError(
+            f"contrast: expected a function of draws, such as pv.adversarial.adaptive_contrast, found {contrast!r}"
+        )
     whole("particles", particles)
     whole("contrast_draws", contrast_draws, least=2)
     game = InferenceGame(model, guide, critic, particles, contrast, contrast_draws)

@@ -17,6 +17,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
 from ppl_vae.indexing import alike, check_rows, refuse_rows, signature_of
+from ppl_vae.noise_transforms import check_noise
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
 from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
@@ -63,7 +64,9 @@ def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor
         check_structure(model, guide, batch)
         check_structure(model, guide, _resized(batch))
         check_leading_axes(model, guide, batch)
-        check_gradients(model, guide, batch, programs.run_once(model, guide, batch), log_prior)
+        programs.run_once(model, guide, batch)
+        check_noise(*paired_structure(model, guide, batch), guide, programs, batch)
+        check_gradients(model, guide, batch, programs, log_prior)
 
 
 @contextmanager

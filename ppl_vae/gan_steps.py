@@ -42,7 +42,9 @@ class GenerativeGame:
             contract.check_observes(contract.observed(explained_trace(model, "model", batch)))
             check_draws(model, batch)
             check_differentiable(dreamt(model, batch)[0], "model")
-            logits_of(self.critic, *batch, shape=batch[0].shape[:1])
+            logits = self._logits(batch)
+            if not isinstance(found := self.loss(logits), Tensor):
+                raise TypeError(f"loss: expected numbers for logits, a tensor, found {type(found).__name__}")
 
     def critics_turn(self, batch: Batch) -> Turn:
         """Return minus the value of the game, to first order in the critic alone."""
@@ -168,7 +170,7 @@ def gan_step(
         ContractError: on the first batch: a gradient would have to go through a draw that has none; draws depend
             on x, or are weighed by a factor; the critic's output has another shape.
         ValueError: an optimizer holds what the other moves, or nothing.
-        TypeError: one is no torch optimizer, or the critic no module.
+        TypeError: one is no torch optimizer, the critic no module, or the loss no function of logits.
 
     Reference: I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, https://arxiv.org/abs/1406.2661; on
     what goes wrong, L. Mescheder, A. Geiger, S. Nowozin, "Which Training Methods for GANs do actually Converge?", ICML
@@ -184,5 +186,7 @@ def gan_step(
         ['critic_loss', 'generator_loss']
     """
     check_critic(critic)
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function of logits, such as pv.adversarial.minimax, found {loss!r}")
     game = GenerativeGame(model, critic, loss)
     return AdversarialStep(game, optimizer, critic_optimizer, critic_steps, compile)

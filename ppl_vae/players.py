@@ -251,7 +251,12 @@ def logits_of(critic: nn.Module, *inputs: Tensor, shape: tuple[int, ...]) -> Ten
         >>> logits_of(torch.nn.Linear(2, 1), torch.zeros(5, 2), shape=(5,)).shape
         torch.Size([5])
     """
-    found = critic(*inputs)
+    try:
+        found = critic(*inputs)
+    except Exception as error:
+        given = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in inputs)
+        error.add_note(f"(critic on {given}; it takes the tensors of a batch, and latents where there are any)")
+        raise
     if not isinstance(found, Tensor):
         raise ContractError(f"critic: expected logits, a tensor, found {type(found).__name__}")
     if found.dim() == len(shape) + 1 and found.shape[-1] == 1:

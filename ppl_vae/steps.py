@@ -38,14 +38,12 @@ class PlannedStep(Step, Protocol):
     """A step on programs, which the loop helps with what it knows of the data.
 
     Attributes:
-        model: Pyro program; if it or the guide names ``index``, the loop supplies it.
-        guide: Pyro program.
+        model: Pyro program; if it, or a ``guide`` that the step has beside it, names ``index``, the loop supplies it.
         programs: whose device data in memory are moved to.
         accumulate: batches for one update.
     """
 
     model: Program
-    guide: Program
     programs: Programs
     accumulate: int
 

@@ -152,7 +152,7 @@ def fit(
             step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
         result = _Loop(step, train, held_out, epochs, seed, folder, progress).run()
     held = None if valid is None else ("validation", valid)
-    if planned:
+    if planned and hasattr(step, "guide"):  # a generator that plays against a critic has none to evaluate with
         result.trained = (step.model, step.guide, *(held or ("training", data)))
     return result
 

@@ -173,7 +173,7 @@ def test_a_contrast_is_the_moments_of_the_draws():
 def implicit():
     torch.manual_seed(0)
     model, guide = VAE(**SIZES), Implicit(**SIZES, noise_dim=3)
-    return [part.double() for part in (model, guide, nets.Joined(nets.MLP(6 + 2, (8,), 1)))]
+    return [part.double() for part in (model, guide, nets.JoinedMLP((6, 2), (8,), 1))]
 
 
 def step_of(programs, make=torch.optim.Adam, **options):
@@ -312,3 +312,10 @@ def test_options_are_looked_at():
             step_of(programs, **{name: value})
     with pytest.raises(ValueError, match="compile"):
         step_of(programs, compile="yes")
+    with pytest.raises(TypeError, match="contrast: expected a function of draws"):
+        step_of(programs, contrast="adaptive")
+    x = torch.ones(5, 6, dtype=F64)
+    with pytest.raises(pv.ContractError, match=r"contrast: for site 'z' .* found shapes \(5, 2\) and \(\)"):
+        step_of(programs, contrast=lambda draws: dist.Normal(draws.mean(0), draws.std(0)))(x)
+    with pytest.raises(pv.ContractError, match=r"contrast: for site 'z' .* found Tensor"):
+        step_of(programs, contrast=lambda draws: draws.mean(0))(x)

@@ -1,6 +1,7 @@
 """Four one-hot points and two latents: what an implicit guide gains over a Gaussian one, judged by quadrature."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -107,7 +108,9 @@ def test_a_model_trained_with_an_implicit_guide_is_likelier_than_with_a_gaussian
     gaussian = trained(step, model, [optimizer])
 
     model = made()
-    guide, critic = Implicit(4, 2, noise_dim=2, encoder=nets.Joined(net(6, 2))).double(), nets.Joined(net(6, 1))
+    joined = partial(nets.JoinedMLP, hidden=(32, 32), activation=nn.ELU)
+    guide = Implicit(4, 2, noise_dim=2, encoder=joined((4, 2), out_dim=2)).double()
+    critic = joined((4, 2), out_dim=1).double()
     rates = {"optimizer": 3e-3, "critic_optimizer": 2e-2}
     parameters = {"optimizer": [*model.parameters(), *guide.parameters()], "critic_optimizer": critic.parameters()}
     adams = {name: torch.optim.Adam(parameters[name], lr=rate, betas=(0.5, 0.999)) for name, rate in rates.items()}

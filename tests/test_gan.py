@@ -156,6 +156,13 @@ def test_the_loop_keeps_the_epoch_of_the_smallest_value():
     assert fit.trained is None  # there is no guide to evaluate with
 
 
+def test_the_loop_tells_the_step_how_many_batches_are_to_come(monkeypatch):
+    step, planned = step_of(noisy(), critic_steps=2), []
+    monkeypatch.setattr(step, "plan", lambda *given: planned.append(given))
+    pv.fit(step=step, data=torch.randn(20, 6, dtype=F64), valid=torch.randn(9, 6, dtype=F64), epochs=3, batch_size=8)
+    assert planned == [(9, 6)]
+
+
 def test_a_captured_step_does_what_an_eager_one_does(uncompiled):
     one, other = twins(noisy)
     eager, captured = (step_of(p, sgd, compile=c) for p, c in ((one, False), (other, True)))
@@ -238,6 +245,13 @@ def test_critics_and_optimizers_are_looked_at():
         pv.gan_step(model, critic, optimizer=adam(model), critic_optimizer=1e-3)
     with pytest.raises(TypeError, match=r"critic: expected an nn\.Module"):
         pv.gan_step(model, torch.sum, optimizer=adam(model), critic_optimizer=adam(critic))
+    with pytest.raises(TypeError, match="loss: expected a function of logits"):
+        step_of((model, critic), loss="minimax")
+    with pytest.raises(TypeError, match="loss: expected numbers for logits, a tensor, found NoneType"):
+        step_of((model, critic), loss=lambda logits: None)(x)
+    with pytest.raises(RuntimeError) as raised:
+        step_of((model, pv.nets.MLP(5, (8,), 1).double()))(x)
+    assert "critic on (5, 6) torch.float64" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match="critic_steps"):
         step_of((model, critic), critic_steps=0)
     model.idle = nn.Parameter(torch.zeros(1, dtype=F64))
