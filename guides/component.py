@@ -3,7 +3,7 @@
 Posterior family, for each datum::
 
     q(y | x)    = Categorical(softmax(classifier(x)))
-    q(z | x, y) = N(z; mu(x, y), diag(sigma(x, y)^2)) = encoder([x, onehot(y)])
+    q(z | x, y) = N(z; mu(x, y), diag(sigma(x, y)^2)) = encoder(x, one-hot y)
 
 Every y is tried, with draws of z for each; bounds weigh them by q(y | x) exactly. (A guide that leaves y out, such as
 `guides/normal.py`, has it summed out of the model, with fewer runs of the decoder and a tighter bound for the same z.)
@@ -29,7 +29,6 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ppl_vae import nets
@@ -44,8 +43,8 @@ class Component(nn.Module):
         y_dim: number of components.
         hidden: widths of the hidden layers of both networks.
         classifier: module from ``(B, x_dim)`` to logits ``(B, y_dim)``; an MLP when left out.
-        encoder: module from ``(..., x_dim + y_dim)`` to a distribution with event shape ``(z_dim,)``;
-            an MLP with a diagonal normal when left out.
+        encoder: module from x ``(B, x_dim)`` and one-hot y ``(..., y_dim)`` to a distribution with event shape
+            ``(z_dim,)``, such as `nets.Joined`; an MLP with a diagonal normal when left out.
     """
 
     def __init__(
@@ -58,16 +57,13 @@ class Component(nn.Module):
         encoder: nn.Module | None = None,
     ):
         super().__init__()
+        self.one_hot = nets.OneHot(y_dim)
         self.classifier = classifier or nets.MLP(x_dim, hidden, y_dim)
-        self.encoder = encoder or nn.Sequential(nets.MLP(x_dim + y_dim, hidden, 2 * z_dim), nets.ToNormal())
-        self.register_buffer("codes", torch.eye(y_dim), persistent=False)
+        self.encoder = encoder or nets.JoinedMLP((x_dim, y_dim), hidden, 2 * z_dim, nets.ToNormal())
 
     def forward(self, x: Tensor) -> None:
         """Draw y and z given x of shape ``(B, x_dim)``."""
         with pyro.plate("data", x.shape[0], dim=-1):
             logits = self.classifier(x)
             y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
-            code = self.codes[y]
-            shape = torch.broadcast_shapes(code.shape[:-1], x.shape[:-1])
-            both = torch.cat([part.expand(*shape, -1) for part in (x, code)], dim=-1)
-            pyro.sample("z", self.encoder(both))
+            pyro.sample("z", self.encoder(x, self.one_hot(y)))

@@ -4,9 +4,9 @@ Posterior family, for each datum::
 
     q(z | x, y) = N(z; mu(x, y), diag(sigma(x, y)^2)) = encoder(x, e(y)),    e the embedding
 
-| symbol | site  | shape    |
-| ------ | ----- | -------- |
-| z      | "z"   | (z_dim,) |
+| symbol | site  | shape                              |
+| ------ | ----- | ---------------------------------- |
+| z      | "z"   | (z_dim,)                           |
 | y      | given | () or any that the embedding takes |
 
 Reference: K. Sohn, H. Lee, X. Yan, "Learning Structured Output Representation using Deep Conditional Generative
@@ -36,8 +36,9 @@ class Conditional(nn.Module):
         z_dim: number of latent dimensions.
         y_dim: size of the embedded condition: of a class, the number of classes.
         hidden: widths of the encoder's hidden layers.
-        embedding: from y to vectors ``(..., y_dim)``, the guide's own; one-hot classes when left out.
-        encoder: from x ``(B, x_dim)`` and embedded y to a distribution with event shape ``(z_dim,)``, such as
+        embedding: module from y to vectors ``(..., y_dim)``, the guide's own; one-hot classes when left out, zeros
+            for -1.
+        encoder: module from x ``(B, x_dim)`` and embedded y to a distribution with event shape ``(z_dim,)``, such as
             `nets.Joined`; an MLP with a diagonal normal when left out.
     """
 

@@ -2,9 +2,8 @@
 
 Posterior family, for each datum::
 
-    (mu(x), sigma(x), c(x)) = network(x)
     u ~ N(mu(x), diag(sigma(x)^2))
-    z = f_L(... f_1(u; c(x)) ...; c(x)),    log q(z | x) = log N(u) - sum_l log |det df_l|
+    z = f_L(... f_1(u; c(x)) ...; c(x)),    log q(z | x) = log N(u) - sum_l log |det df_l|,    q = encoder(x)
 
 With the default transform this is the inverse autoregressive flow, which draws and scores its draws in one
 pass; `elementwise=nets.flows.spline` makes it the neural spline flow. Objectives that score draws anew (`stl`,
@@ -21,10 +20,9 @@ https://arxiv.org/abs/1906.04032.
 
 Example:
     >>> from ppl_vae.guides.flow import Flow
-    >>> from ppl_vae.models.vae import VAE
-    >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=(8,)), Flow(x_dim=6, z_dim=2, hidden=(8,))
-    >>> pv.weigh(model, guide, torch.ones(4, 6), particles=3).log_w.shape
-    torch.Size([3, 4])
+    >>> guide = Flow(x_dim=6, z_dim=2, hidden=(8,), layers=1)
+    >>> guide.encoder(torch.zeros(4, 6)).event_shape
+    torch.Size([2])
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +44,8 @@ class Flow(nn.Module):
         context: how many numbers each transform is told about x.
         transform: makes the transforms: `nets.flows.autoregressive` or `nets.flows.coupling`.
         elementwise: the function of one dimension: `nets.flows.affine` or `nets.flows.spline`.
-        encoder: network from ``(B, x_dim)`` to ``(B, 2 z_dim + context)``; an MLP when left out.
+        encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``;
+            an MLP with `nets.ToFlow`, of all the above, when left out.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class Flow(nn.Module):
         encoder: nn.Module | None = None,
     ):
         super().__init__()
-        self.encoder = nn.Sequential(
-            encoder or nets.MLP(x_dim, hidden, 2 * z_dim + context),
+        self.encoder = encoder or nn.Sequential(
+            nets.MLP(x_dim, hidden, 2 * z_dim + context),
             nets.ToFlow(z_dim, context, hidden, layers, transform, elementwise),
         )
 

@@ -16,9 +16,7 @@ Machine Learning 2019, section 2.5.1, https://arxiv.org/abs/1906.02691.
 
 Example:
     >>> from ppl_vae.guides.full_covariance import FullCovariance
-    >>> from ppl_vae.models.linear_gaussian import LinearGaussian
-    >>> model, guide = LinearGaussian(x_dim=6, z_dim=2), FullCovariance(x_dim=6, z_dim=2, hidden=(8,))
-    >>> pv.check(model, guide, torch.zeros(4, 6))
+    >>> guide = FullCovariance(x_dim=6, z_dim=2, hidden=(8,))
     >>> guide.encoder(torch.zeros(4, 6)).scale_tril.shape
     torch.Size([4, 2, 2])
 """
@@ -38,10 +36,8 @@ class FullCovariance(nn.Module):
         x_dim: number of pixels.
         z_dim: number of latent dimensions.
         hidden: widths of the encoder's hidden layers.
-        encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``; an MLP with
-            `nets.ToMultivariateNormal` when left out. For a network of your own ``head =
-            nets.ToMultivariateNormal(z_dim)`` and ``nn.Sequential(network, head)``, the network with ``head.in_dim``
-            outputs.
+        encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``;
+            an MLP with `nets.ToMultivariateNormal` when left out.
     """
 
     def __init__(

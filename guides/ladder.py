@@ -20,8 +20,7 @@ on the others of the batch.)
 Example:
     >>> from ppl_vae.guides.ladder import Ladder
     >>> from ppl_vae.models.hierarchical import Hierarchical
-    >>> model = Hierarchical(layers=3)
-    >>> pv.weigh(model, Ladder(model), torch.ones(4, 784), kl=True).kl.keys()
+    >>> pv.weigh(model := Hierarchical(layers=3), Ladder(model), torch.ones(4, 784), kl=True).kl.keys()
     dict_keys(['z3', 'z2', 'z1'])
 """
 
@@ -48,6 +47,7 @@ class Ladder(nn.Module):
 
     Raises:
         TypeError: the model has no conditionals.
+        ValueError: there are more or fewer encoders or estimates than layers of the model.
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class Ladder(nn.Module):
         normals = [nn.Sequential(nn.Linear(width, 2 * z_dim), nets.ToNormal()) for _ in sizes]
         self.encoders = nn.ModuleList(mlps if encoders is None else encoders)
         self.estimates = nn.ModuleList(normals if estimates is None else estimates)
+        if {len(self.encoders), len(self.estimates)} != {len(sizes)}:
+            raise ValueError(f"encoders, estimates: {len(self.encoders)} and {len(self.estimates)} for {self.names}")
 
     def forward(self, x: Tensor) -> None:
         """Draw the latents given x of shape ``(B, x_dim)``, from the top down."""
         d, z, found = x, None, []
         for encoder, estimate in zip(self.encoders, self.estimates, strict=True):
-            d = encoder(d)
-            found.append(estimate(d))
+            found.append(estimate(d := encoder(d)))
         with pyro.plate("data", x.shape[0], dim=-1):
             for name, q in zip(reversed(self.names), reversed(found), strict=True):
                 z = pyro.sample(name, q if z is None else product(q, self.conditional(name, z)))

@@ -18,9 +18,7 @@ Variational Approximation With a Factor Covariance Structure", Journal of Comput
 
 Example:
     >>> from ppl_vae.guides.low_rank import LowRank
-    >>> from ppl_vae.models.linear_gaussian import LinearGaussian
-    >>> model, guide = LinearGaussian(x_dim=6, z_dim=3), LowRank(x_dim=6, z_dim=3, hidden=(8,), rank=1)
-    >>> pv.check(model, guide, torch.zeros(4, 6))
+    >>> guide = LowRank(x_dim=6, z_dim=3, hidden=(8,), rank=1)
     >>> guide.encoder(torch.zeros(4, 6)).cov_factor.shape
     torch.Size([4, 3, 1])
 """
@@ -41,8 +39,8 @@ class LowRank(nn.Module):
         z_dim: number of latent dimensions.
         hidden: widths of the encoder's hidden layers.
         rank: columns of W, the number of directions; ``z_dim - 1`` reach every covariance.
-        encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``; an MLP with
-            `nets.ToLowRankNormal` when left out (its ``in_dim`` is the number of outputs of a network of your own).
+        encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``;
+            an MLP with `nets.ToLowRankNormal` when left out.
     """
 
     def __init__(

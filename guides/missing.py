@@ -25,10 +25,9 @@ Example:
 from collections.abc import Sequence
 
 import pyro
-import torch
 from torch import Tensor, nn
 
-from ppl_vae import nets
+from ppl_vae import distributions, nets
 
 
 class Missing(nn.Module):
@@ -38,9 +37,9 @@ class Missing(nn.Module):
         x_dim: number of pixels.
         z_dim: number of latent dimensions.
         hidden: widths of the encoder's hidden layers.
-        encoder: from x ``(B, x_dim)`` with zeros, and zeros and ones ``(B, x_dim)`` that say what was observed, to a
-            distribution with event shape ``(z_dim,)``; an MLP with a diagonal normal when left out. One that sees no
-            mask is ``nets.Reads(network, 0)``.
+        encoder: module from x ``(B, x_dim)`` with zeros, and zeros and ones ``(B, x_dim)`` that say what was observed,
+            to a distribution with event shape ``(z_dim,)``; an MLP with a diagonal normal when left out. One that
+            sees no mask is ``nets.Reads(network, 0)``.
     """
 
     def __init__(
@@ -56,4 +55,4 @@ class Missing(nn.Module):
     def forward(self, x: Tensor, observed: Tensor) -> None:
         """Draw z given x ``(B, x_dim)``, of which only what is True in ``observed`` ``(B, x_dim)`` is read."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encoder(torch.where(observed, x, 0), observed.to(x.dtype)))
+            pyro.sample("z", self.encoder(distributions.zero_where_missing(x, observed), observed.to(x.dtype)))

@@ -34,7 +34,7 @@ class Normal(nn.Module):
         z_dim: number of latent dimensions.
         hidden: widths of the encoder's hidden layers.
         encoder: module from ``(B, x_dim)`` to a distribution with event shape ``(z_dim,)``;
-            an MLP with a diagonal normal when left out.
+            an MLP with `nets.ToNormal`, a diagonal normal, when left out.
     """
 
     def __init__(

@@ -40,9 +40,9 @@ class SemiAmortized(nn.Module):
     Args:
         model: whose ELBO to climb; it takes what the guide takes. Its parameters stay its own.
         x_dim, z_dim, hidden: numbers of pixels and of latent dimensions; widths of the encoder's hidden layers.
-        encoder: module from ``(B, x_dim)`` to a diagonal normal with event shape ``(z_dim,)``; an MLP when left out.
         steps, step_size: T, and the most that a step moves, in units of the encoder's scale.
         pairs: of points in a step; each takes the model forward and back twice.
+        encoder: module from ``(B, x_dim)`` to a diagonal normal with event shape ``(z_dim,)``; an MLP when left out.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class SemiAmortized(nn.Module):
         x_dim: int = 784,
         z_dim: int = 20,
         hidden: Sequence[int] = (400,),
-        encoder: nn.Module | None = None,
         steps: int = 2,
         step_size: float = 0.2,
         pairs: int = 1,
+        encoder: nn.Module | None = None,
     ):
         super().__init__()
         self.encoder = encoder or nn.Sequential(nets.MLP(x_dim, hidden, 2 * z_dim), nets.ToNormal())

@@ -2,7 +2,7 @@
 
 Posterior family, for each datum::
 
-    q(y | x)    = Categorical(classifier(x)), a point mass where y is labelled
+    q(y | x)    = Categorical(softmax(classifier(x))), a point mass where y is labelled
     q(z | x, y) = N(z; mu(x, y), diag(sigma(x, y)^2)) = encoder(x, one-hot y)
 
 y is enumerated, so that the ELBO is the paper's, L(x, y) with a label and U(x) without::
@@ -48,9 +48,9 @@ class SemiSupervised(nn.Module):
         y_dim: number of classes.
         hidden: widths of the hidden layers of both networks.
         alpha: weight of log q(y | x) in nats of a labelled row; the paper's is a tenth of N over the number of labels.
-        classifier: from ``(B, x_dim)`` to logits ``(B, y_dim)``; an MLP when left out.
-        encoder: from x ``(B, x_dim)`` and one-hot y ``(..., y_dim)`` to a distribution with event shape ``(z_dim,)``,
-            such as `nets.Joined`; an MLP with a diagonal normal when left out.
+        classifier: module from ``(B, x_dim)`` to logits ``(B, y_dim)``; an MLP when left out.
+        encoder: module from x ``(B, x_dim)`` and one-hot y ``(..., y_dim)`` to a distribution with event shape
+            ``(z_dim,)``, such as `nets.Joined`; an MLP with a diagonal normal when left out.
     """
 
     def __init__(

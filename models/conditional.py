@@ -8,10 +8,10 @@ Generative process, for each datum::
 y is given and not modelled: weights estimate p(x | y), and `ppl_vae.sample` draws given the y that it is passed. To
 complete images, take the missing pixels as x, the visible ones as y, and ``embedding=torch.nn.Identity()``.
 
-| symbol | site  | shape    |
-| ------ | ----- | -------- |
-| z      | "z"   | (z_dim,) |
-| x      | "x"   | (x_dim,) |
+| symbol | site  | shape                              |
+| ------ | ----- | ---------------------------------- |
+| z      | "z"   | (z_dim,)                           |
+| x      | "x"   | (x_dim,)                           |
 | y      | given | () or any that the embedding takes |
 
 Reference: K. Sohn, H. Lee, X. Yan, "Learning Structured Output Representation using Deep Conditional Generative
@@ -43,11 +43,11 @@ class Conditional(nn.Module):
         z_dim: number of latent dimensions.
         y_dim: size of the embedded condition: of a class, the number of classes.
         hidden: widths of the hidden layers of both networks.
-        embedding: from y to vectors ``(..., y_dim)``; one-hot classes when left out.
-        prior: from embedded y to p(z | y); an MLP with a diagonal normal when left out. A prior that does not read y
+        embedding: module from y to vectors ``(..., y_dim)``; one-hot classes when left out, zeros for -1.
+        prior: module from embedded y to p(z | y); an MLP with a diagonal normal when left out. A prior that reads no y
             is ``nets.Reads(priors.StandardNormal(z_dim))``.
-        decoder: from z ``(..., z_dim)`` and embedded y to a distribution with event shape ``(x_dim,)``, such as
-            `nets.Joined`; an MLP with Bernoulli pixels when left out.
+        decoder: module from z ``(..., z_dim)`` and embedded y to a distribution with event shape ``(x_dim,)``, such
+            as `nets.Joined`; an MLP with Bernoulli pixels when left out.
     """
 
     def __init__(

@@ -71,8 +71,8 @@ class Hierarchical(nn.Module):
         self.prior = prior or priors.StandardNormal(z_dim)
         self.conditionals = nn.ModuleList(normals if conditionals is None else conditionals)
         self.decoder = decoder or nn.Sequential(nets.MLP(z_dim, hidden, x_dim), nets.ToBernoulli())
-        self.names = [f"z{layer + 1}" for layer in range(len(self.conditionals) + 1)]
-        self.names = self.names if len(self.names) > 1 else ["z"]
+        layers = len(self.conditionals) + 1
+        self.names = ["z"] if layers == 1 else [f"z{i}" for i in range(1, layers + 1)]
 
     def forward(self, x: Tensor) -> None:
         """Generate x of shape ``(B, x_dim)``."""

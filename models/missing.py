@@ -43,8 +43,8 @@ class Missing(nn.Module):
         z_dim: number of latent dimensions.
         hidden: widths of the decoder's hidden layers.
         prior: module that returns p(z), from `ppl_vae.priors`; standard normal when left out.
-        decoder: from ``(..., z_dim)`` to independent elements with event shape ``(x_dim,)``; an MLP with Bernoulli
-            pixels when left out.
+        decoder: module from ``(..., z_dim)`` to independent elements with event shape ``(x_dim,)``;
+            an MLP with Bernoulli pixels when left out.
     """
 
     def __init__(

@@ -49,8 +49,8 @@ class SemiSupervised(nn.Module):
         y_dim: number of classes.
         hidden: widths of the decoder's hidden layers.
         prior: module that returns p(z), from `ppl_vae.priors`; standard normal when left out.
-        decoder: from z ``(..., z_dim)`` and one-hot y ``(..., y_dim)`` to a distribution with event shape ``(x_dim,)``,
-            such as `nets.Joined`; an MLP with Bernoulli pixels when left out.
+        decoder: module from z ``(..., z_dim)`` and one-hot y ``(..., y_dim)`` to a distribution with event shape
+            ``(x_dim,)``, such as `nets.Joined`; an MLP with Bernoulli pixels when left out.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """``ppl-vae fit`` and ``ppl-vae list``."""
 
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +26,12 @@ def fit(
     learning_rate: Annotated[float, typer.Option(help="Adam's step size.")] = 1e-3,
     z_dim: Annotated[int, typer.Option(min=1, help="Latent dimensions.")] = 20,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layer of decoder and encoder.")] = 200,
-    likelihood: Annotated[str, typer.Option(help="Of pixels; see [bold]ppl-vae list[/].")] = "bernoulli",
-    prior: Annotated[str, typer.Option(help="Of the latents of a VAE; see [bold]ppl-vae list[/].")] = "standard_normal",
+    likelihood: Annotated[
+        str | None, typer.Option(help="Of pixels; see [bold]ppl-vae list[/]; the model's own if left out.")
+    ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Of latent vectors; see [bold]ppl-vae list[/]; the model's own if left out.")
+    ] = None,
     binarize: Annotated[
         str | None,
         typer.Option(help="threshold, static or dynamic; dynamic if left out and the likelihood needs zeros and ones."),
@@ -126,7 +131,8 @@ def pairs(
     rows = {}
     with progress_bar("Pairs", len(names), None) as bar:
         for found in names:
-            rows[found] = applicability.reasons(pairing.make(*found))
+            with warnings.catch_warnings(action="ignore"):  # about numbers, of which the table has none
+                rows[found] = applicability.reasons(pairing.make(*found))
             bar.advance()
     say(applicability.table(rows))
 

@@ -146,9 +146,7 @@ def check_guide(guide: Program, batch: Batch) -> Any:
 def check_densities(guide_trace: Any) -> None:
     """Raise unless a guide's latents have a density that can be taken at other data."""
     for name, site in contract.sample_sites(guide_trace):
-        if name.startswith(contract.PENALTY):  # part of no density; Pyro marks a guide's factors as auxiliary
-            continue
-        if contract.is_auxiliary(site):
+        if contract.is_auxiliary(site) and not name.startswith(contract.PENALTY):
             raise ContractError(
                 f"site '{name}' of the guide is auxiliary: the density of the latents alone would be an integral over "
                 "it; draw them from one distribution, such as a TransformedDistribution"

@@ -164,7 +164,9 @@ def _weighed(conditional: Conditional, rule: Callable[[Conditional, int], Draw |
     if share:
         log_prior = conditional.log_prior(x, record)
         log_q = sum(record.log_q.values(), start=torch.zeros_like(log_w))
-        log_w = log_w + log_q - torch.logaddexp(log_q + _log(1 - share), log_prior + _log(share))
+        # Not by log_w, which is infinite where the prior draws what the guide never does.
+        log_p = sum(record.log_p.values(), start=torch.zeros_like(log_w))
+        log_w = log_p - torch.logaddexp(log_q + _log(1 - share), log_prior + _log(share))
     top = log_w.amax(0).nan_to_num(neginf=0.0)
     mean = pixels.mean
     weighted = None if mean is None else torch.einsum("kb,kb...->b...", (log_w - top).exp(), mean)

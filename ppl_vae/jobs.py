@@ -42,8 +42,8 @@ class Settings:
     guide: str = "normal"
     data: str = "digits"
     binarize: str | None = None
-    likelihood: str = "bernoulli"
-    prior: str = "standard_normal"
+    likelihood: str | None = None
+    prior: str | None = None
     objective: str = "elbo"
     particles: int = 1
     epochs: int = 200
@@ -66,7 +66,7 @@ class Settings:
             ("compile", COMPILE),
             ("precision", PRECISION),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and not (name in CHOSEN and getattr(self, name) is None):
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
             if not 0 < getattr(self, name) < inf:
@@ -93,6 +93,9 @@ class Job:
         classes = [zoo.find("models", settings.model), zoo.find("guides", settings.guide)]
         # Whose constructors name an option decides whether it means anything.
         self.taken = {name for name in (*self.options, *CHOSEN.values()) for c in classes if zoo.takes(c, name)}
+        if zoo.takes(classes[0], "codes"):  # its latents are no vectors, which these parts are made for
+            self.taken -= {*CHOSEN.values()}
+        settings = replace(settings, **{part: None for part, name in CHOSEN.items() if name not in self.taken})
         with forked_random_state(settings.seed):
             self.model, self.guide = map(self._moved, self._made(settings, *classes, published.train))
         grey = published.info.binarization == "grey"
@@ -103,22 +106,28 @@ class Job:
 
     def _made(self, settings: Settings, model: Any, guide: Any, exemplars: torch.Tensor) -> tuple[Any, Any]:
         """Return the programs; where a prior is made of the guide's encoder, the guide is first."""
-        head = zoo.build(LIKELIHOODS[settings.likelihood], self.options)
-        chosen = {
-            "decoder": nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), head.outputs * self.x_dim), head)
-        }
-        prior = PRIORS[settings.prior]
+        chosen = self._decoder(settings)
+        prior = PRIORS.get(settings.prior)
         if not zoo.takes(prior, "encoder"):
-            chosen["prior"] = zoo.build(prior, self.options)
+            chosen |= {"prior": zoo.build(prior, self.options)} if prior else {}
             made = zoo.build(model, self.options | chosen)
             return made, zoo.build(guide, self.options | {"model": made})
         q = None if zoo.takes(guide, "model") else zoo.build(guide, self.options)
         if not hasattr(q, "encoder"):
             raise ValueError(
-                f"prior: {settings.prior} is made of a guide's encoder, and {settings.guide} has none of its own"
+                f"prior: {settings.prior} is made of a guide's encoder, and {settings.guide} has none before the model "
+                "is made; take another prior or another guide, such as normal"
             )
         chosen["prior"] = zoo.build(prior, self.options | {"encoder": q.encoder, "exemplars": exemplars})
         return zoo.build(model, self.options | chosen), q
+
+    def _decoder(self, settings: Settings) -> dict[str, nn.Module]:
+        """Return the decoder with the likelihood that was chosen; without a choice the model makes its own."""
+        if settings.likelihood is None:
+            return {}
+        head = zoo.build(LIKELIHOODS[settings.likelihood], self.options)
+        outputs = head.outputs * self.x_dim
+        return {"decoder": nn.Sequential(nets.MLP(settings.z_dim, (settings.hidden,), outputs), head)}
 
     def ignored(self) -> set[str]:
         """Return the settings that neither program's constructor takes."""
@@ -229,7 +238,7 @@ class Job:
     def title(self) -> str:
         """Name the job in a line."""
         s = self.settings
-        parts = [getattr(s, name) for name in CHOSEN if name not in self.ignored()]
+        parts = [getattr(s, name) for name in CHOSEN if name not in self.ignored() and getattr(s, name)]
         likelihood = f" ({', '.join(parts)})" if parts else ""
         how = self.splits.info.binarization
         return f"{s.model}{likelihood} and {s.guide} on {s.data} ({how}), {s.objective} with K = {s.particles}"

@@ -293,6 +293,23 @@ def test_options_that_no_program_takes_are_refused(monkeypatch, tmp_path, capsys
     assert "hidden: neither program's constructor takes it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("programs", [("discrete_vae", "categorical"), ("vq_vae", "nearest_code")], ids="-".join)
+def test_models_of_codes_keep_their_own_parts(monkeypatch, tmp_path, capsys, programs):
+    chosen = ["--model", programs[0], "--guide", programs[1], "--epochs", "1", "--eval-particles", "20"]
+    for option, value in (("likelihood", "bernoulli"), ("prior", "standard_normal")):
+        assert run(monkeypatch, "fit", *chosen, f"--{option}", value) == 1
+        assert f"{option}: neither program's constructor takes it" in capsys.readouterr().err
+    assert run(monkeypatch, "fit", *chosen, "--out", "run") == 0
+    assert f"{programs[0]} and {programs[1]} on digits" in capsys.readouterr().out
+    assert run(monkeypatch, "evaluate", "run", "--particles", "20") == 0
+
+
+def test_pairs_prints_a_table_alone(monkeypatch, capsys, recwarn):
+    assert run(monkeypatch, "pairs", "--model", "token_transformer") == 0
+    assert "| `token_transformer` | `empty` |" in capsys.readouterr().out
+    assert not recwarn.list
+
+
 def test_version(monkeypatch, capsys):
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("ppl-vae ")

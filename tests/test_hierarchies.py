@@ -291,12 +291,17 @@ def test_a_ladder_owns_no_parameter_of_the_model_and_trains_it():
 REFUSED = {
     "a model without layers": (lambda: Hierarchical(layers=0), ValueError, "layers: expected at least 1, found 0"),
     "a guide without layers": (lambda: bottom_up.Hierarchical(layers=0), ValueError, "layers: .* found 0"),
+    "a ladder with too few encoders": (
+        lambda: Ladder(Hierarchical(), encoders=[nn.Linear(784, 400)]),
+        ValueError,
+        r"encoders, estimates: 1 and 2 for \['z1', 'z2'\]",
+    ),
     "a ladder on a VAE": (lambda: Ladder(VAE()), TypeError, "model: VAE has no conditional.*models.hierarchical"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_has_no_layers_is_refused(case):
+def test_what_has_no_such_layers_is_refused(case):
     make, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         make()

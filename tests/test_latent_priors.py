@@ -319,7 +319,7 @@ def test_a_guide_with_the_component_tries_every_one():
     total = 0
     for y in range(3):
         code = torch.eye(3, dtype=DOUBLE)[y].expand(5, 3)
-        log_q = guide.encoder(torch.cat([x, code], -1)).log_prob(z[y]) + log_y[:, y]
+        log_q = guide.encoder(x, code).log_prob(z[y]) + log_y[:, y]
         log_p = dist.Normal(model.loc[y], model.log_scale[y].exp()).to_event(1).log_prob(z[y])
         log_p = log_p + model.logits.log_softmax(0)[y] + model.decoder(z[y]).log_prob(x)
         total = total + log_y[:, y].exp() * (log_p - log_q)
@@ -329,6 +329,13 @@ def test_a_guide_with_the_component_tries_every_one():
     with pyro.poutine.enum(first_available_dim=-3):
         pyros = -loss.differentiable_loss(model, guide, x)
     torch.testing.assert_close(pyros, total.mean(0).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_component_is_read_beside_an_image():
+    parts = pv.nets.ConvEncoder((8, 7), 12), nn.Linear(3, 12)
+    encoder = pv.nets.Joined(parts, nn.ReLU(), nn.Linear(12, 4), pv.nets.ToNormal())
+    guide = Component(y_dim=3, classifier=pv.nets.ConvEncoder((8, 7), 3), encoder=encoder)
+    pv.check(GMVAE(x_dim=56, z_dim=2, y_dim=3, hidden=(8,)), guide, torch.ones(4, 56))
 
 
 @pytest.mark.parametrize("name", ["elbo", "stl", "rws"])

@@ -203,3 +203,5 @@ def test_refusals_name_what_was_given():
         partly_observed(dist.Normal(torch.zeros(2), 1.0).to_event(1), torch.ones(3).bool())
     with pytest.raises(ValueError, match=r"a MultivariateNormal with event shape \(2,\) is no product over elements"):
         partly_observed(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.ones(2).bool())
+    with pytest.raises(TypeError, match=r"observed: expected a boolean tensor.*found torch.float32"):
+        pv.check(Missing(**SIZES), Guide(**SIZES), (torch.ones(3, 5), torch.ones(3, 5)))

@@ -1,7 +1,9 @@
 """Vector quantisation: against a textbook VQ-VAE in plain torch, and codebooks against averages written out."""
 
 import math
+from functools import partial
 
+import odds
 import pytest
 import torch
 from capturing import assert_steps_agree, step_on, twins
@@ -264,3 +266,26 @@ def test_grids_and_mixed_precision():
     assert bound.dtype is torch.float32
     assert model.codebook.newest.isfinite().all()
     assert torch.isclose(bound, objectives.elbo(weigh(model, guide, x)), rtol=0.2).all()
+
+
+def test_imputation_by_the_prior_where_the_guide_never_goes():
+    model, guide, x = made(rows=4)
+    observed = torch.arange(6) < 3
+    method = partial(pv.imputing.resampled, particles=20_000, defensive=0.5)
+    found = pv.impute(model, guide, x, observed, draws=3, method=method)
+    codes = F.one_hot(torch.cartesian_prod(*[torch.arange(7)] * 2), 7).double()
+    pixels = model.eval().decoder(model.codebook(codes)).base_dist
+    log_p = pixels.log_prob(x.unsqueeze(1))[..., :3].sum(-1) - 2 * math.log(7)
+    exact = log_p.softmax(-1) @ pixels.mean
+    # Means lie between 0 and 1, and half of the particles are the prior's; 0.005 if all weights were one.
+    odds.assert_agree(found.mean[:, 3:], exact[:, 3:], torch.full((4, 3), 0.01).double())
+
+
+def test_surgery_leaves_penalties_out():
+    model, guide, x = made()
+    model.eval()
+    codes = guide.nearest(guide.encoder(x)).base_dist.code
+    frequencies = torch.unique(codes.flatten(1), dim=0, return_counts=True)[1] / len(x)
+    entropy = -(frequencies * frequencies.log()).sum()
+    surgery = pv.elbo_surgery(model, guide, x)
+    torch.testing.assert_close(torch.tensor(surgery.marginal_kl.mean).to(entropy), 2 * math.log(7) - entropy)

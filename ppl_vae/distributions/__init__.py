@@ -10,7 +10,7 @@ from ppl_vae.distributions.cubature import sign_points
 from ppl_vae.distributions.discretised_logistic import DiscretisedLogistic, GreyLevels
 from ppl_vae.distributions.flows import NormalizingFlow
 from ppl_vae.distributions.normal_mixture import NormalMixture, mixture
-from ppl_vae.distributions.partly_observed import PartlyObserved, partly_observed
+from ppl_vae.distributions.partly_observed import PartlyObserved, partly_observed, zero_where_missing
 from ppl_vae.distributions.pushforwards import Pushforward
 from ppl_vae.distributions.sequences import Autoregressive, OneHotAutoregressive, allowed_tokens
 
@@ -34,4 +34,5 @@ __all__ = [
     "mixture",
     "partly_observed",
     "sign_points",
+    "zero_where_missing",
 ]

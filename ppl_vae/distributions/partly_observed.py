@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-__all__ = ["PartlyObserved", "partly_observed"]
+__all__ = ["PartlyObserved", "partly_observed", "zero_where_missing"]
 
 
 class PartlyObserved(dist.MaskedDistribution):
@@ -60,8 +60,7 @@ def partly_observed(fn: dist.TorchDistribution, observed: Tensor) -> dist.TorchD
         >>> fn.log_prob(torch.tensor([0.0, torch.nan, 0.0])), fn.event_shape
         (tensor(-1.8379), torch.Size([3]))
     """
-    if observed.dtype != torch.bool:
-        raise TypeError(f"observed: expected a boolean tensor, True where x is present, found {observed.dtype}")
+    _check_boolean(observed)
     if isinstance(fn, dist.Independent):
         return dist.Independent(partly_observed(fn.base_dist, observed), fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
@@ -83,3 +82,28 @@ def _check_shapes(elements: torch.Size, observed: torch.Size) -> None:
             f"observed: expected one value for each element of shape {tuple(elements)}, found shape {tuple(observed)}; "
             "give it the shape of the event, or that of the data"
         ) from error
+
+
+def zero_where_missing(x: Tensor, observed: Tensor) -> Tensor:
+    """Return data as a network can read them: zeros in place of missing values, which may be NaN.
+
+    Args:
+        x: data.
+        observed: True where a value is observed, broadcast to the shape of x.
+
+    Raises:
+        TypeError: ``observed`` is not boolean.
+
+    Example:
+        >>> zero_where_missing(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    _check_boolean(observed)
+    return torch.where(observed, x, 0)
+
+
+def _check_boolean(observed: Tensor) -> None:
+    if observed.dtype != torch.bool:
+        raise TypeError(
+            f"observed: expected a boolean tensor, True where x is present, found {observed.dtype}; use .bool()"
+        )
