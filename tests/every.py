@@ -18,11 +18,28 @@ NAMES = [*objectives.every(), *objectives.estimators()]
 ONE_OF_EACH_KIND = ["elbo", "elbo_kl", "vimco", "stl", "rws", "NVIL"]
 
 
-def meetings(others):
-    """Return pairs with objectives: one pair of every kind with all of them, the other pairs with those named."""
+def meetings():
+    """Return pairs with objectives, for laws that take a tenth of a second each.
+
+    Every objective meets a pair of every kind; some pairs, in which every program is, objectives of every kind; the
+    others the ELBO.
+    """
+    return _meetings(pairs.one_of_each_kind(), pairs.with_every_program())
+
+
+def slow_meetings():
+    """Return pairs with objectives, for laws that take a second each: all of them meet path and score alone."""
     apart = pairs.one_of_each_kind()
-    found = [*pairs.names(), *pairs.variants()]
-    return [(pair, name) for pair in found for name in (NAMES if pair in apart else others)]
+    return _meetings([pair for pair in apart if pairs.kind(*pair) in SIMPLE], apart)
+
+
+SIMPLE = [frozenset({("path", 1)}), frozenset({("scored", 1)})]
+
+
+def _meetings(with_all, with_some):
+    found = {pair: ["elbo"] for pair in (*pairs.names(), *pairs.variants())}
+    found |= dict.fromkeys(with_some, ONE_OF_EACH_KIND) | dict.fromkeys(with_all, NAMES)
+    return [(pair, name) for pair, names in found.items() for name in names]
 
 
 def refusal(name, pair):

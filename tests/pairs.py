@@ -57,6 +57,17 @@ def one_of_each_kind() -> list[Names]:
     return list({kind(*pair): pair for pair in last}.values())
 
 
+@cache
+def with_every_program() -> list[Names]:
+    """Return the names of few pairs in which every model and every guide is that is in any pair."""
+    everything, chosen = names(), []
+    for pair in sorted(everything, key=lambda pair: pair[0] != "vae"):
+        models, guides = ({found[i] for found in chosen} for i in (0, 1))
+        if pair[0] not in models or pair[1] not in guides:
+            chosen.append(pair)
+    return chosen
+
+
 def files(kind: str) -> set[str]:
     """Return the names of the program files of a kind, read from the tree."""
     return {path.stem for path in (ROOT / kind).glob("*.py")} - {"__init__"}

@@ -20,7 +20,7 @@ from ppl_vae.programs import Programs
 from ppl_vae.remembering import Remembered
 
 COLUMNS = ("log_px", "elbo", "ess", "khat", "log_px_error", "debiased", "distortion", "rise", "resampled")
-PAIRS = pairs.names()
+PAIRS = pairs.with_every_program()
 
 
 def same(first, other, rows=slice(None)):

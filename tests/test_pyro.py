@@ -13,7 +13,7 @@ from small import Bits, BitsGuide, PenalisedBits
 import ppl_vae as pv
 
 # Pyro gives both programs the same arguments, rows of the data set included.
-PAIRS = [names for names in pairs.names() if "index" not in pairs.make(*names).arguments]
+PAIRS = [names for names in pairs.with_every_program() if "index" not in pairs.make(*names).arguments]
 VECTORISED = {"vectorize_particles": True, "max_plate_nesting": 1}
 
 
