@@ -16,7 +16,7 @@ from conjugate import SHARED, drawn
 from pyro import poutine
 
 import ppl_vae as pv
-from ppl_vae import densities, priors
+from ppl_vae import conjugate_priors, densities
 from ppl_vae.families import Dirichlet, Gaussian, NormalWishart
 
 F64 = torch.float64
@@ -56,7 +56,7 @@ def draw(factor, held):
         values = (q.rsample(),)
         log_q = q.log_prob(*values)
     elif isinstance(factor.family, NormalWishart):
-        wishart = priors.Wishart(held["df"], scale_tril=held["tril"].tril())
+        wishart = conjugate_priors.Wishart(held["df"], scale_tril=held["tril"].tril())
         precision = wishart.rsample()
         normal = dist.MultivariateNormal(held["loc"], precision_matrix=held["kappa"][..., None, None] * precision)
         values = normal.rsample(), precision
