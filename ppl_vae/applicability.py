@@ -9,13 +9,13 @@ from pyro import poutine
 from torch import nn
 
 from ppl_vae import contract, nets, objectives, zoo
-from ppl_vae.batches import as_batch
+from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking_objectives import check_objective
 from ppl_vae.indexing import alike
 from ppl_vae.pairing import Names, Pair
-from ppl_vae.programs import forked_random_state
+from ppl_vae.programs import Program, forked_random_state
 
-__all__ = ["objective_for", "reason_against", "reasons", "table"]
+__all__ = ["networks", "objective_for", "reason_against", "reasons", "table"]
 
 PARTICLES = 4
 
@@ -33,15 +33,20 @@ def objective_for(name: str, pair: Pair) -> Any:
     batch, made = as_batch(pair.data()), objectives.estimators()[name]
     with forked_random_state(0):
         if made is objectives.RELAX:
-            return made(**_networks(pair)).double()
+            return made(**networks(alike(pair.model, pair.guide)[1], batch)).double()
         return zoo.build(made, {"x_dim": batch[0].shape[1], "posterior": pair.guide}).double()
 
 
-def _networks(pair: Pair) -> Mapping[str, nn.Module]:
-    """Return a small network for each discrete site of the guide."""
-    _, guide = alike(pair.model, pair.guide)
+def networks(guide: Program, batch: Batch) -> dict[str, nn.Module]:
+    """Return a small network for each discrete site that a guide draws, as `objectives.RELAX` has them.
+
+    Example:
+        >>> from ppl_vae.pairing import make
+        >>> [*networks(make("sigmoid_belief_network", "bernoulli").guide, (torch.ones(2, 6).double(),))]
+        ['z']
+    """
     with forked_random_state(0):
-        sites = contract.latents(poutine.trace(guide).get_trace(*as_batch(pair.data())))
+        sites = contract.latents(poutine.trace(guide).get_trace(*batch))
     discrete = {n: s["fn"].event_shape for n, s in sites.items() if not (s["fn"].has_rsample or contract.is_marked(s))}
     return {n: nn.Sequential(nn.Flatten(-len(e)), nets.MLP(e.numel(), (4,), 1)) for n, e in discrete.items() if e}
 

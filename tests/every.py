@@ -11,6 +11,13 @@ from ppl_vae.batches import as_batch
 from ppl_vae.indexing import alike
 
 make = applicability.objective_for
+
+
+def networks(guide, x):
+    """Return a small network for each discrete site of a guide."""
+    return applicability.networks(guide, as_batch(x))
+
+
 NAMES = [*objectives.every(), *objectives.estimators()]
 
 # A bound, one of closed-form KLs, one with a score, one that follows the path, one that takes draws as given, an

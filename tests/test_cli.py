@@ -375,7 +375,7 @@ WRONG = {
         ["fit", "--model", "boltzmann"],
         f"model: unknown name 'boltzmann'; there are {listed('models')}, or",
     ),
-    "an unknown guide": (["fit", "--guide", "flow"], f"guide: unknown name 'flow'; there are {listed('guides')}, or"),
+    "an unknown guide": (["fit", "--guide", "auto"], f"guide: unknown name 'auto'; there are {listed('guides')}, or"),
     "an unknown bound": (["fit", "--objective", "elbow"], "objective: unknown name 'elbow'; there are "),
     "an estimator that needs more": (["fit", "--objective", "EUBO"], "EUBO: its constructor needs posterior"),
     "an unknown device": (["fit", "--device", "gpu"], "device: 'gpu' cannot be used here (Expected one of cpu, cuda"),

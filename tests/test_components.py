@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_vae import components, covariances, priors
+from ppl_vae import components, conjugate_priors, covariances
 
 DOUBLE = torch.float64
 
@@ -112,7 +112,7 @@ def test_particles_of_components_stay_left_of_the_data():
 
 def test_wishart_draws_are_wishart_and_come_without_warnings(recwarn):
     scale = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=DOUBLE)
-    wishart = priors.Wishart(torch.tensor(5.0).double(), scale).expand((3,))
+    wishart = conjugate_priors.Wishart(torch.tensor(5.0).double(), scale).expand((3,))
     draws = wishart.sample((4000,))
     assert not recwarn.list
     traces = torch.linalg.solve(scale, draws).diagonal(dim1=-2, dim2=-1).sum(-1)  # chi-squared, 2 * 5 degrees

@@ -64,6 +64,8 @@ def test_posterior_obeys_bayes_rule(model):
 def test_with_the_exact_guide_every_bound_is_log_px(model, bound, particles):
     if particles < bound.facts.min_particles:
         pytest.skip("needs more particles")
+    if bound.facts.kl:
+        pytest.skip("its closed form stands where the draws of the weights would cancel")
     x = draw(model, 5)
     value = bound(weigh_for(bound, model, Exact(model), x, particles))
     torch.testing.assert_close(value, model.log_px(x), rtol=0, atol=1e-10)

@@ -351,6 +351,7 @@ def test_captured_steps_with_the_component_are_the_eager_ones(name, uncompiled):
 
 
 def test_the_benchmark_runs(monkeypatch, tmp_path, uncompiled):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     benchmark = importlib.import_module("benchmarks.priors")
     assert doctest.testmod(benchmark).failed == 0
