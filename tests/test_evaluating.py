@@ -23,8 +23,8 @@ COLUMNS = ("log_px", "elbo", "ess", "khat", "log_px_error", "debiased", "distort
 PAIRS = pairs.with_every_program()
 
 
-def same(first, other, rows=slice(None)):
-    for name in COLUMNS:
+def same(first, other, rows=slice(None), but=()):
+    for name in set(COLUMNS) - set(but):
         torch.testing.assert_close(getattr(first, name)[rows], getattr(other, name), rtol=1e-6, atol=1e-6, msg=name)
 
 
@@ -45,9 +45,11 @@ class Prior(nn.Module):
 def test_no_cut_changes_the_result_beyond_rounding(names, cut):
     pair = pairs.make(*names)
     x = pair.data(5)
+    # Weights of few codes are equal, and rounding decides which of them are in the tail.
     same(
         pv.evaluate(pair.model, pair.guide, x, particles=40),
         pv.evaluate(pair.model, pair.guide, x, particles=40, **cut),
+        but=("khat",) if names[1] == "categorical" else (),
     )
 
 
