@@ -151,15 +151,16 @@ def main() -> None:
         parser.error(f"no program is called {', '.join(sorted(unknown))}; see ppl-vae list")
     data = pv.data.load(given.data, binarize="static")
     sizes = SIZES | {"x_dim": data.train.shape[1], "size": len(data.train)}
+    epochs = 1 if given.quick else given.epochs
     rows, samples = [without_latents(data)], {}
     for names in wanted(given.names):
         if not takes_bits(names, data, sizes):
             continue
         torch.manual_seed(0)
-        row, samples[row.pair] = trained(names, data, 1 if given.quick else given.epochs, sizes)
+        row, samples[row.pair] = trained(names, data, epochs, sizes)
         rows.append(row)
         Console(width=130).print(f"{row.pair}: {row.elbo:.2f}, {row.log_px:.2f}, {row.latents}, {row.seconds:.0f} s")
-    Console(width=130).print(table(rows, f"{given.data}, static binarization, {given.epochs} epochs"))
+    Console(width=130).print(table(rows, f"{given.data}, static binarization, epochs: {epochs}"))
     commands.write("zoo", {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
 
 
