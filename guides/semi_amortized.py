@@ -38,10 +38,9 @@ class SemiAmortized(nn.Module):
     """Guide for models whose one latent is a continuous vector "z".
 
     Args:
-        model: whose ELBO to climb; it takes what the guide takes. Its parameters stay its own.
+        model: whose ELBO to climb, of what the guide takes. Its parameters stay its own.
         x_dim, z_dim, hidden: numbers of pixels and of latent dimensions; widths of the encoder's hidden layers.
-        steps, step_size: T, and the most that a step moves, in units of the encoder's scale.
-        pairs: of points in a step; each takes the model forward and back twice.
+        steps, step_size, pairs: T; the most that a step moves, in units of the encoder's scale; pairs of points in it.
         encoder: module from ``(B, x_dim)`` to a diagonal normal with event shape ``(z_dim,)``; an MLP when left out.
     """
 
@@ -63,11 +62,13 @@ class SemiAmortized(nn.Module):
         self.register_buffer("points", distributions.sign_points(z_dim), persistent=False)
 
     def forward(self, x: Tensor, *rest: Tensor) -> None:
-        """Draw z given x of shape ``(B, x_dim)`` and what else the model takes."""
-        first = self.encoder(x).base_dist
-        a, b = self.climbed(first.loc, first.scale, x, *rest)
+        """Draw z given x of shape ``(B, x_dim)`` and what else the model takes, but for a mask of missing values."""
+        if any(part.dtype == torch.bool for part in rest):
+            raise ValueError("observed: the encoder would read what is missing in x; take the guide Missing")
+        q = self.encoder(x).base_dist
+        a, b = self.climbed(q.loc, q.scale, x, *rest)
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", dist.Normal(first.loc + first.scale * a, first.scale * b.exp()).to_event(1))
+            pyro.sample("z", dist.Normal(q.loc + q.scale * a, q.scale * b.exp()).to_event(1))
 
     def climbed(self, loc: Tensor, scale: Tensor, *batch: Tensor) -> Tensor:
         """Return a_T and b_T, ``(2, B, z_dim)``, for the encoder's mean and scale, ``(B, z_dim)`` each, and a batch."""
@@ -75,8 +76,7 @@ class SemiAmortized(nn.Module):
         with poutine.block():  # outer handlers (particles, traces) see nothing of the steps
             for t in range(self.steps):
                 points = self.points.roll(-t * self.pairs, 0)[: self.pairs].unsqueeze(1)
-                both = scale * torch.cat([points, -points])
-                slope = torch.func.grad(self._elbo)(moved, loc, scale, both, batch)
+                slope = torch.func.grad(self._elbo)(moved, loc, scale, scale * torch.cat([points, -points]), batch)
                 moved = moved + self.step_size * slope / (1 + slope.abs())
         return moved
 

@@ -18,6 +18,7 @@ from ppl_vae.guides.semi_amortized import SemiAmortized
 from ppl_vae.laboratory import exact_gradient
 from ppl_vae.models.hierarchical import Hierarchical
 from ppl_vae.models.linear_gaussian import LinearGaussian
+from ppl_vae.models.missing import Missing
 from ppl_vae.models.vae import VAE
 
 N = 12
@@ -284,6 +285,12 @@ def test_steps_see_what_else_the_model_takes(x):
     guide = climbing(model, steps=10)
     draws = [pv.weigh(model, guide, (x, y * torch.ones(N).double())).values["z"].mean() for y in (-1.0, 1.0)]
     assert draws[1] > draws[0] + 1
+
+
+def test_steps_refuse_a_mask_since_the_encoder_would_read_missing_values(x):
+    model = Missing(**SMALL).double()
+    with pytest.raises(ValueError, match="observed: the encoder would read what is missing"):
+        pv.weigh(model, climbing(model, steps=1), ((x > 0).double(), x > 1))
 
 
 class Extra(VAE):
