@@ -79,10 +79,15 @@ def beside(pair: Pair, x: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]
     return (x, *others) if others else x
 
 
+def in_float32(pair: Pair) -> Pair:
+    """Return a pair in single precision; both at once, since some priors are made of the guide's encoder."""
+    return Pair(pair.model.float(), pair.guide.float())
+
+
 def takes_bits(names: Names, data: pv.data.Splits, sizes: Mapping[str, Any]) -> bool:
     """Tell whether the likelihood of a model is one of zeros and ones."""
-    pair = pairing.make(*names, sizes=sizes)
-    binary = supports(pair.model.float(), beside(pair, data.test[:2], data.info.labels["test"][:2]))
+    pair = in_float32(pairing.make(*names, sizes=sizes))
+    binary = supports(pair.model, beside(pair, data.test[:2], data.info.labels["test"][:2]))
     return binary and not supports(pair.model, beside(pair, data.test[:2] / 2, data.info.labels["test"][:2]))
 
 
@@ -110,8 +115,7 @@ def used(pair: Pair, test: Any) -> str:
 def trained(names: Names, data: pv.data.Splits, epochs: int, sizes: Mapping[str, Any]) -> Found:
     """Train a pair, and return what became of it."""
     torch.manual_seed(0)
-    pair = pairing.make(*names, sizes=sizes)
-    pair = Pair(pair.model.float(), pair.guide.float())
+    pair = in_float32(pairing.make(*names, sizes=sizes))
     train = beside(pair, data.train, data.info.labels["train"])
     test = beside(pair, data.test[:TEST], data.info.labels["test"][:TEST])
     how = suitable(pair, tuple(part[:8] for part in as_batch(test)))
