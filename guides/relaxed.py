@@ -35,7 +35,8 @@ class Relaxed(nn.Module):
         codes: number of corners of the simplex of each code.
         shape: ``(H, W)`` of the image, in place of ``x_dim``.
         channels: from the image to the grid; each convolution halves the image.
-        temperature: a positive number; the lower, the nearer draws are to corners.
+        temperature: a positive number; the lower, the nearer draws are to corners; the prior's, or else the
+            bound pays for the difference, whatever the encoder says.
         encoder: module from ``(B, H W)`` to a distribution with event shape ``(h w, codes)``, such as
             ``nn.Sequential(MLP(...), nn.Unflatten(-1, (positions, codes)), ToRelaxedCodes())``; a
             `nets.GridEncoder` when left out.
@@ -44,7 +45,7 @@ class Relaxed(nn.Module):
     def __init__(
         self,
         x_dim: int = 784,
-        codes: int = 32,
+        codes: int = 8,
         shape: tuple[int, int] | None = None,
         channels: Sequence[int] = (32, 64),
         temperature: float = 2 / 3,

@@ -6,7 +6,9 @@ Generative process, for each datum::
     x   ~ p(x | c) = decoder(c)
 
 The codes are points of the simplex, so that gradients reach the encoder and, with `guides.relaxed.Relaxed`, the
-bound is a true one for this model. With ``prior=priors.UniformCodes(h w, codes)`` the codes are discrete:
+bound is a true one for this model. It pays for the noise between corners too, the more the more codes there are: take
+few, at one temperature in model and guide, and raise the weight of the KL divergence from zero (`objectives.Scheduled`)
+where codes stay unused. With ``prior=priors.UniformCodes(h w, codes)`` the codes are discrete:
 `guides.categorical.Categorical` then draws them, and `objectives.Concrete` relaxes them for training only.
 
 | symbol | site | shape        |
@@ -24,7 +26,7 @@ Example:
     >>> from ppl_vae.models.dvae import DVAE
     >>> model, guide = DVAE(shape=(8, 8)), Relaxed(shape=(8, 8))
     >>> pv.weigh(model, guide, torch.ones(3, 64), particles=5).values["c"].shape
-    torch.Size([5, 3, 4, 32])
+    torch.Size([5, 3, 4, 8])
 """
 
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ class DVAE(nn.Module):
     def __init__(
         self,
         x_dim: int = 784,
-        codes: int = 32,
+        codes: int = 8,
         shape: tuple[int, int] | None = None,
         channels: Sequence[int] = (32, 64),
         prior: nn.Module | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import RelaxedOneHotCategorical
 
 from ppl_vae import contract
 from ppl_vae.contract import ContractError, Site
@@ -67,7 +68,8 @@ def perplexity(
 
         exp(-sum_c q(c) log q(c)),    q(c) = 1/N sum_n q(c | x_n)
 
-    It is 1 where all data get one code, and the number of codes where all are used alike.
+    It is 1 where all data get one code, and the number of codes where all are used alike. Relaxed codes count as the
+    corner that is nearest, which has the probability of the categorical with the same logits.
 
     Args:
         guide: Pyro program with discrete latents, such as Categorical or OneHotCategorical, which may
@@ -139,6 +141,8 @@ class _Codes:
 def _probabilities(name: str, site: Site) -> Tensor:
     """Return the probability of each code, averaged over draws, ``(codes, B, *positions)``."""
     inner = contract.innermost(site["fn"])
+    if isinstance(inner, RelaxedOneHotCategorical):  # the largest of logits + Gumbel noise, at any temperature
+        return inner.logits.double().softmax(-1).movedim(-1, 0).mean(1)
     if not inner.has_enumerate_support:
         raise ContractError(
             f"site '{name}': a {type(inner).__name__} gives no finite list of codes; perplexity is for discrete "

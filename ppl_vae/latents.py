@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, constraints
+from torch.distributions import Categorical, RelaxedOneHotCategorical, constraints
 
 from ppl_vae import contract
 from ppl_vae.checking import check_arguments
@@ -191,7 +191,7 @@ def has_units(site: Site) -> bool:
         [True, False]
     """
     inner = contract.innermost(site["fn"])
-    codes = isinstance(inner, Categorical) or inner.support is constraints.one_hot
+    codes = isinstance(inner, (Categorical, RelaxedOneHotCategorical)) or inner.support is constraints.one_hot
     return not codes and bool(_mean_or_draw(site).isfinite().all())
 
 

@@ -260,7 +260,7 @@ def test_grids_keep_leading_axes_and_raster_order(shape, channels):
     torch.testing.assert_close(decoder(z)[1, 2], decoder(z[1, 2]))
     image = encoder.net(x[0, 0].reshape(1, 1, *shape))[0]
     torch.testing.assert_close(z[0, 0, (h - 1) * w + w // 2], image[:, h - 1, w // 2])
-    assert decoder.net(z[0, 0].T.reshape(1, 5, h, w)).shape[-2:] >= shape
+    assert decoder.net(decoder.read(z[0, 0].T.reshape(1, 5, h, w))).shape[-2:] >= shape
 
 
 def test_a_position_sees_its_part_of_the_image():
@@ -272,6 +272,19 @@ def test_a_position_sees_its_part_of_the_image():
     change = (encoder(moved) - encoder(x)).abs().sum(-1)
     assert change[0] > 0
     assert change[1:].max() == 0
+
+
+def test_a_decoder_knows_the_places_of_its_grid():
+    """Equal codes everywhere leave a mean image to be learned, which convolutions alone cannot draw."""
+    torch.manual_seed(0)
+    decoder, image = nets.GridDecoder(2, (8, 8), (16,)), torch.randn(64)
+    adam = torch.optim.Adam(decoder.parameters(), lr=0.05)
+    for _ in range(300):
+        loss = (decoder(torch.full((16, 2), 0.5)) - image).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert loss < 0.01
 
 
 def test_convolutions_are_taken_as_networks():
@@ -322,7 +335,7 @@ def test_a_larger_batch_is_validated_as_the_smaller_was(make):
 
 
 def test_relaxed_and_discrete_codes_do_not_meet():
-    discrete, guide = DiscreteVAE(x_dim=6, positions=2), Relaxed(x_dim=6)
+    discrete, guide = DiscreteVAE(x_dim=6, positions=2, codes=8), Relaxed(x_dim=6)
     with pytest.raises(pv.ContractError, match="site 'c' has support"):
         pv.check(discrete, guide, torch.ones(3, 6))
 

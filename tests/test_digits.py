@@ -21,9 +21,13 @@ MARGIN, EPOCHS = 1.5, 30
 # Codes that follow nothing at first, and layers whose upper one is found late, take more.
 LONGER = {"nearest_code": 90, "ladder": 90}
 
+# Relaxed codes pay for the noise between corners, so that few of them are worth it, and more slowly than they cost.
+FEW_CODES, LESS = {"relaxed": {"codes": 4}}, {"relaxed": 0.5}
+WARM_UP = {"relaxed": pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=400))}
+
 # Of tokens, not of pixels; mixtures, which are EM's; likelihoods of grey values have tests of their own, and so have
-# local guides, for which these passes are as many updates, and relaxed codes, which these passes leave unused.
-ELSEWHERE = {"token_transformer", "gaussian_mixture", "bernoulli_mixture", *nets.__all__, "local", "relaxed"}
+# local guides, for which these passes are as many updates.
+ELSEWHERE = {"token_transformer", "gaussian_mixture", "bernoulli_mixture", *nets.__all__, "local"}
 ALL = [names for names in (*pairs.names(), *pairs.variants()) if not ELSEWHERE & set(names)]
 OF_A_VAE = {guide for model, guide, *_ in ALL if model == "vae"}
 # Every guide with a VAE if it fits one, every other model with a guide of its own, or else the plain one.
@@ -47,13 +51,13 @@ def independent_pixels(x):
 
 @pytest.mark.parametrize("names", NAMES, ids="-".join)
 def test_training_beats_independent_pixels(names):
-    pair = pairs.make(*names, sizes=SIZES)
+    pair = pairs.make(*names, sizes=SIZES | FEW_CODES.get(names[1], {}))
     pair = pairs.Pair(pair.model.float(), pair.guide.float())
     x = images(pair)
     data = pair.beside(x)
     rows = (torch.arange(4),) if "index" in pair.arguments else ()
     scored = pv.weigh(pair.model, pair.guide, (*as_batch(pairs.part(data, slice(4))), *rows)).score
-    how = {"objective": pv.objectives.rloo, "particles": 4} if scored else {}
+    how = {"objective": pv.objectives.rloo, "particles": 4} if scored else {"objective": WARM_UP.get(names[1])}
     adam = partial(torch.optim.Adam, lr=5e-3)
     fit = pv.fit(
         pair.model,
@@ -65,4 +69,4 @@ def test_training_beats_independent_pixels(names):
         compile=False,
         **how,
     )
-    assert fit.history["train_bound"][-1] > independent_pixels(x) + MARGIN
+    assert fit.history["train_bound"][-1] > independent_pixels(x) + LESS.get(names[1], MARGIN)

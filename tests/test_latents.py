@@ -12,6 +12,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.guides.relaxed import Relaxed
 from ppl_vae.latents import collapse
 
 DOUBLE = torch.float64
@@ -145,6 +146,19 @@ def test_perplexity_runs_from_one_to_the_number_of_codes():
     assert pv.perplexity(each, x).used["c"] == 5
     assert pv.perplexity(one, x).values["c"] == pytest.approx(1.0)
     assert pv.perplexity(one, x).used["c"] == 1
+
+
+def test_relaxed_codes_count_as_the_nearest_corner():
+    torch.manual_seed(0)
+    guide = Relaxed(shape=(4, 4), channels=(3,), codes=5)
+    x = torch.rand(7, 16)
+    fn = guide.encoder(x)
+    found = pv.perplexity(guide, x)
+    probs = fn.base_dist.logits.detach().double().softmax(-1).mean((0, 1))
+    assert found.values["c"] == pytest.approx(float(torch.special.entr(probs).sum().exp()))
+    assert found.codes == {"c": 5}
+    often = torch.nn.functional.one_hot(fn.sample((5000,)).argmax(-1), 5).double().mean((1, 2))
+    odds.assert_mean(often, probs)
 
 
 def test_codes_drawn_below_others_are_averaged_over_them():

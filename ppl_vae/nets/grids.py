@@ -56,7 +56,9 @@ class GridEncoder(nn.Module):
 class GridDecoder(nn.Module):
     """Transposed convolutions from a grid of vectors to flattened grey images: the mirror of `GridEncoder`.
 
-    Shapes: ``(..., h * w, in_dim) -> (..., H * W)``. What the last grid has beyond the image is cropped.
+    Shapes: ``(..., h * w, in_dim) -> (..., H * W)``. What the last grid has beyond the image is cropped. Each position
+    of the grid adds a learned vector of its own: convolutions tell the edge from the middle, but not left from right,
+    so that without one the codes would have to spend their information on the mean image.
 
     Args:
         in_dim: size of each vector.
@@ -75,7 +77,9 @@ class GridDecoder(nn.Module):
         super().__init__()
         self.shape, self.grid = shape, grid_of(shape, channels)
         widths = [*reversed(channels), 1]
-        layers: list[nn.Module] = [nn.Conv2d(in_dim, widths[0], 1)]
+        self.read = nn.Conv2d(in_dim, widths[0], 1)
+        self.places = nn.Parameter(torch.zeros(widths[0], *self.grid))
+        layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
             layers += [nn.ReLU(), nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1)]
         self.net = nn.Sequential(*layers)
@@ -90,5 +94,5 @@ class GridDecoder(nn.Module):
                 "(nets.grid_of tells)"
             )
         grid = z.transpose(-1, -2).reshape(-1, z.shape[-1], *self.grid)
-        image = self.net(grid)[:, 0, : self.shape[0], : self.shape[1]]
+        image = self.net(self.read(grid) + self.places)[:, 0, : self.shape[0], : self.shape[1]]
         return image.reshape(*z.shape[:-2], prod(self.shape))

@@ -61,7 +61,7 @@ class RelaxedUniformCodes(nn.Module):
         torch.Size([4, 16])
     """
 
-    def __init__(self, positions: int = 4, codes: int = 32, temperature: float = 0.5):
+    def __init__(self, positions: int = 4, codes: int = 32, temperature: float = 2 / 3):
         super().__init__()
         self.register_buffer("logits", torch.zeros(positions, codes), persistent=False)
         self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
