@@ -16,13 +16,14 @@ from ppl_vae.pairing import SMALL
 SIZES = SMALL | {"x_dim": 64, "z_dim": 8, "y_dim": 10, "hidden": (64,), "components": 10}
 SIZES |= {"positions": 4, "codes": 16, "width": 16}
 
-# Nats an image by which a pair beats independent pixels after so many passes over 1,257 images.
-MARGIN, EPOCHS = 1.5, 30
+# Nats an image by which a pair beats independent pixels after so many passes over 1,257 images. One whose latents are
+# left unused stays below them.
+MARGIN, EPOCHS = 0.5, 15
 # Codes that follow nothing at first, and layers whose upper one is found late, take more.
-LONGER = {"nearest_code": 90, "ladder": 90}
+LONGER = {"nearest_code": 45, "ladder": 45, "text_to_image": 45, "relaxed": 30}
 
 # Relaxed codes pay for the noise between corners, so that few of them are worth it, and more slowly than they cost.
-FEW_CODES, LESS = {"relaxed": {"codes": 4}}, {"relaxed": 0.5}
+FEW_CODES = {"relaxed": {"codes": 4}}
 WARM_UP = {"relaxed": pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=400))}
 
 # Of tokens, not of pixels; mixtures, which are EM's; likelihoods of grey values have tests of their own, and so have
@@ -57,16 +58,20 @@ def test_training_beats_independent_pixels(names):
     data = pair.beside(x)
     rows = (torch.arange(4),) if "index" in pair.arguments else ()
     scored = pv.weigh(pair.model, pair.guide, (*as_batch(pairs.part(data, slice(4))), *rows)).score
-    how = {"objective": pv.objectives.rloo, "particles": 4} if scored else {"objective": WARM_UP.get(names[1])}
-    adam = partial(torch.optim.Adam, lr=5e-3)
+    how = (
+        {"objective": pv.objectives.rloo, "particles": 4}
+        if scored
+        else {"objective": WARM_UP.get(names[1], pv.objectives.elbo)}
+    )
+    adam = partial(torch.optim.Adam, lr=1e-2)
     fit = pv.fit(
         pair.model,
         pair.guide,
         data,
-        epochs=LONGER.get(names[1], EPOCHS),
+        epochs=max(LONGER.get(name, EPOCHS) for name in names),
         batch_size=64,
         optimizer=adam,
         compile=False,
         **how,
     )
-    assert fit.history["train_bound"][-1] > independent_pixels(x) + LESS.get(names[1], MARGIN)
+    assert fit.history["train_bound"][-1] > independent_pixels(x) + MARGIN
