@@ -20,7 +20,8 @@ SIZES |= {"positions": 4, "codes": 16, "width": 16}
 # left unused stays below them.
 MARGIN, EPOCHS = 0.5, 15
 # Codes that follow nothing at first, and layers whose upper one is found late, take more.
-LONGER = {"nearest_code": 45, "ladder": 45, "text_to_image": 45, "relaxed": 30}
+LONGER = {"nearest_code": 45, "ladder": 45, "text_to_image": 30, "relaxed": 30}
+RATE, SLOWER = 1e-2, {"text_to_image": 5e-3}
 
 # Relaxed codes pay for the noise between corners, so that few of them are worth it, and more slowly than they cost.
 FEW_CODES = {"relaxed": {"codes": 4}}
@@ -63,7 +64,7 @@ def test_training_beats_independent_pixels(names):
         if scored
         else {"objective": WARM_UP.get(names[1], pv.objectives.elbo)}
     )
-    adam = partial(torch.optim.Adam, lr=1e-2)
+    adam = partial(torch.optim.Adam, lr=SLOWER.get(names[0], RATE))
     fit = pv.fit(
         pair.model,
         pair.guide,
