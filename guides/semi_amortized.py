@@ -5,8 +5,7 @@ Posterior family, for each datum::
     q(z | x) = N(z; m + s a_T, diag(s exp(b_T))^2),    N(m, diag(s)^2) = encoder(x),    a_0 = b_0 = 0
     (a_t, b_t) = (a_(t-1), b_(t-1)) + step_size g / (1 + |g|),    g = grad ELBO(m + s a_(t-1), s exp(b_(t-1)); x)
 
-Of that ELBO the entropy is in closed form, log p(x, z) averaged over pairs of `distributions.sign_points`, others in
-each step. Nothing is drawn on the way, so that q is a function of x alone. Gradients go through the steps.
+The entropy is in closed form, log p(x, z) a mean over `distributions.sign_points`, so that q is a function of x alone.
 
 | symbol | site | shape    |
 | ------ | ---- | -------- |
@@ -65,7 +64,8 @@ class SemiAmortized(nn.Module):
         """Draw z given x of shape ``(B, x_dim)`` and what else the model takes, but for a mask of missing values."""
         if any(part.dtype == torch.bool for part in rest):
             raise ValueError("observed: the encoder would read what is missing in x; take the guide Missing")
-        q = self.encoder(x).base_dist
+        if not isinstance(q := getattr(self.encoder(x), "base_dist", None), dist.Normal):
+            raise TypeError("encoder: expected one that returns a diagonal normal, as those that end in nets.ToNormal")
         a, b = self.climbed(q.loc, q.scale, x, *rest)
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", dist.Normal(q.loc + q.scale * a, q.scale * b.exp()).to_event(1))
@@ -77,7 +77,7 @@ class SemiAmortized(nn.Module):
             for t in range(self.steps):
                 points = self.points.roll(-t * self.pairs, 0)[: self.pairs].unsqueeze(1)
                 slope = torch.func.grad(self._elbo)(moved, loc, scale, scale * torch.cat([points, -points]), batch)
-                moved = moved + self.step_size * slope / (1 + slope.abs())
+                moved = moved + self.step_size * slope / (1 + slope.abs())  # through which gradients go
         return moved
 
     def _elbo(self, moved: Tensor, loc: Tensor, scale: Tensor, both: Tensor, batch: Sequence[Tensor]) -> Tensor:

@@ -41,10 +41,15 @@ class SigmoidBeliefNetwork(nn.Module):
         z_dim: number of latents in a layer.
         hidden: widths of the tanh layers between two layers of variables; none for the linear network.
         layers: number of layers of latents.
+
+    Raises:
+        ValueError: there is no layer.
     """
 
     def __init__(self, x_dim: int = 784, z_dim: int = 200, hidden: Sequence[int] = (), layers: int = 1):
         super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers: expected at least 1, found {layers}; a model without latents needs no guide")
         self.prior_logits = nn.Parameter(torch.zeros(z_dim))
         sizes = [x_dim] + [z_dim] * (layers - 1)
         self.decoders = nn.ModuleList(nets.MLP(z_dim, hidden, size, nn.Tanh) for size in sizes)

@@ -190,7 +190,7 @@ REFUSALS = {
     "triangle": (lambda: nets.ToMultivariateNormal(2, -1.0), "min_scale: expected a positive number, found -1.0"),
     "low rank": (lambda: nets.ToLowRankNormal(2, min_scale=-1.0), "min_scale: expected a positive number"),
     "mixture": (lambda: nets.ToNormalMixture(2, min_scale=-1.0), "min_scale: expected a positive number"),
-    "no component": (lambda: nets.ToNormalMixture(0), "components: expected at least 1, found 0"),
+    "no component": (lambda: nets.ToNormalMixture(0), "components: expected a whole number of at least 1, found 0"),
     "levels": (lambda: nets.ToDiscretisedLogistic(levels=1), "levels: expected a whole number of at least 2"),
 }
 

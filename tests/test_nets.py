@@ -1,12 +1,20 @@
-"""Networks treat every leading axis alike."""
+"""Networks treat every leading axis alike, and say which sizes do not meet."""
 
 import pytest
 import torch
+from torch import nn
 
 import ppl_vae as pv
-from ppl_vae import nets
+from ppl_vae import nets, priors
+from ppl_vae.guides.bernoulli import Bernoulli
+from ppl_vae.guides.categorical import Categorical
+from ppl_vae.guides.ladder import Ladder
 from ppl_vae.guides.normal import Normal
+from ppl_vae.guides.semi_amortized import SemiAmortized
+from ppl_vae.models.hierarchical import Hierarchical
+from ppl_vae.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_vae.models.vae import VAE
+from ppl_vae.models.vq_vae import VQVAE
 
 NETS = {
     "mlp": (nets.MLP(35, (8,), 3), 35),
@@ -45,6 +53,55 @@ def test_a_convolutional_network_has_all_its_channels():
 )
 def test_no_data_give_none(net, given, found):
     assert net(torch.zeros(2, 0, *given)).shape == (2, 0, *found)
+
+
+def test_sizes_that_do_not_meet_are_told():
+    """Each with what was found and the repair, not the kernel of a matrix product."""
+    model, x = VQVAE(x_dim=6, codes=8, z_dim=4, codebook=nets.LearnedCodebook(16, 4)), torch.ones(3, 6)
+    with pytest.raises(ValueError, match=r"codebook: has 16 vectors, found codes of shape .* each is one of 8; give"):
+        pv.weigh(model, Categorical(x_dim=6, codes=8), x)
+    with pytest.raises(ValueError, match=r"network: expected a last axis of 6, found shape \(3, 7\); give .* x_dim"):
+        nets.MLP(6, (5,), 4)(torch.ones(3, 7))
+    model = Hierarchical(x_dim=6, z_dim=4)
+    with pytest.raises(ValueError, match="expected a last axis of 4, found"):
+        pv.weigh(model, Ladder(model, x_dim=6, z_dim=7), x)
+
+
+def test_guides_that_move_a_normal_say_so():
+    model = VAE(x_dim=6, z_dim=2)
+    for encoder in (nn.Sequential(nets.MLP(6, (5,), 2), nets.ToBernoulli()), nets.MLP(6, (5,), 4)):
+        with pytest.raises(TypeError, match=r"encoder: expected one that returns a diagonal normal, .* nets.ToNormal"):
+            pv.weigh(model, SemiAmortized(model, x_dim=6, z_dim=2, encoder=encoder), torch.ones(3, 6))
+
+
+SIZED = {
+    "in_dim": lambda n: nets.MLP(n, (3,), 2),
+    "hidden": lambda n: nets.MLP(2, (3, n), 2),
+    "out_dim": lambda n: nets.MLP(2, (3,), n),
+    "codes": lambda n: nets.AveragedCodebook(codes=n),
+    "z_dim": lambda n: nets.LearnedCodebook(z_dim=n),
+    "components": lambda n: nets.ToNormalMixture(n),
+    "vocabulary": lambda n: nets.CausalTransformer(n, 3),
+    "positions": lambda n: nets.CausalTransformer(3, n),
+    "components ": lambda n: priors.MixtureOfNormals(2, n),
+    "z_dim ": lambda n: priors.StandardNormal(n),
+    "codes ": lambda n: priors.UniformCodes(4, n),
+    "positions ": lambda n: priors.RelaxedUniformCodes(n, 4),
+    "x_dim": lambda n: priors.VampPrior(nn.Identity(), n, 3),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("n", [0, -2, 2.5, True])
+def test_sizes_are_whole_numbers_of_at_least_one(name, n):
+    with pytest.raises(ValueError, match=f"{name.strip()}: expected a whole number of at least 1, found {n}"):
+        SIZED[name](n)
+
+
+@pytest.mark.parametrize("program", [SigmoidBeliefNetwork, Bernoulli, Hierarchical])
+def test_layers_are_at_least_one(program):
+    with pytest.raises(ValueError, match="layers: expected at least 1, found 0"):
+        program(x_dim=6, layers=0)
 
 
 def test_images_of_another_size_are_refused():

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
+
+from ppl_vae.nets.arguments import size
 
 __all__ = ["MLP"]
 
@@ -19,6 +21,9 @@ class MLP(nn.Sequential):
         out_dim: size of the last axis of the output.
         activation: makes the nonlinearity between two layers.
 
+    Raises:
+        ValueError: a size is no whole number of at least 1, or the input has another last axis than ``in_dim``.
+
     Example:
         >>> MLP(784, (400,), 40)(torch.zeros(5, 2, 784)).shape
         torch.Size([5, 2, 40])
@@ -31,8 +36,18 @@ class MLP(nn.Sequential):
         out_dim: int,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ):
-        sizes = [in_dim, *hidden, out_dim]
+        sizes = [size("in_dim", in_dim), *(size("hidden", width) for width in hidden), size("out_dim", out_dim)]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), activation()]
         super().__init__(*layers[:-1])
+        self.in_dim = in_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in_dim)`` to ``(..., out_dim)``."""
+        if x.shape[-1:] != (self.in_dim,):
+            raise ValueError(
+                f"input of a network: expected a last axis of {self.in_dim}, found shape {tuple(x.shape)}; give model, "
+                "guide and data the same x_dim, z_dim, y_dim"
+            )
+        return super().forward(x)

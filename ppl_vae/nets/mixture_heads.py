@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae.distributions import NormalMixture
-from ppl_vae.nets.arguments import positive
+from ppl_vae.nets.arguments import positive, size
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["ToNormalMixture"]
@@ -32,9 +32,7 @@ class ToNormalMixture(nn.Module):
 
     def __init__(self, components: int = 5, min_scale: float = 1e-4):
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components: expected at least 1, found {components!r}")
-        self.components, self.min_scale = components, positive("min_scale", min_scale)
+        self.components, self.min_scale = size("components", components), positive("min_scale", min_scale)
 
     def forward(self, h: Tensor) -> NormalMixture:
         """Return the distribution."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ppl_vae import distributions
-from ppl_vae.nets.arguments import positive
+from ppl_vae.nets.arguments import positive, size
 
 __all__ = ["RelaxedUniformCodes", "UniformCodes"]
 
@@ -23,6 +23,9 @@ class UniformCodes(nn.Module):
         positions: number of codes of a datum.
         codes: C, number of values of each.
 
+    Raises:
+        ValueError: a number is no whole one of at least 1.
+
     Reference: A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural Discrete Representation Learning", NeurIPS 2017,
     https://arxiv.org/abs/1711.00937, section 3.1.
 
@@ -34,7 +37,7 @@ class UniformCodes(nn.Module):
     def __init__(self, positions: int = 4, codes: int = 32):
         super().__init__()
         # A buffer, so that the prior follows the module's device and dtype.
-        self.register_buffer("zeros", torch.zeros(positions, codes), persistent=False)
+        self.register_buffer("zeros", torch.zeros(size("positions", positions), size("codes", codes)), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(c)."""
@@ -51,7 +54,7 @@ class RelaxedUniformCodes(nn.Module):
             no mode inside.
 
     Raises:
-        ValueError: the temperature is not positive.
+        ValueError: the temperature is not positive, or a number no whole one of at least 1.
 
     Reference: C. Maddison, A. Mnih, Y. W. Teh, "The Concrete Distribution", ICLR 2017,
     https://arxiv.org/abs/1611.00712.
@@ -63,7 +66,9 @@ class RelaxedUniformCodes(nn.Module):
 
     def __init__(self, positions: int = 4, codes: int = 32, temperature: float = 2 / 3):
         super().__init__()
-        self.register_buffer("logits", torch.zeros(positions, codes), persistent=False)
+        self.register_buffer(
+            "logits", torch.zeros(size("positions", positions), size("codes", codes)), persistent=False
+        )
         self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
 
     def forward(self) -> dist.TorchDistribution:

@@ -4,6 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from ppl_vae.nets.arguments import size
+
 __all__ = ["StandardNormal"]
 
 
@@ -13,6 +15,9 @@ class StandardNormal(nn.Module):
     Args:
         z_dim: number of latent dimensions.
 
+    Raises:
+        ValueError: it is no whole number of at least 1.
+
     Example:
         >>> StandardNormal(3)().event_shape
         torch.Size([3])
@@ -21,7 +26,7 @@ class StandardNormal(nn.Module):
     def __init__(self, z_dim: int = 20):
         super().__init__()
         # A buffer, so that the prior follows the module's device and dtype.
-        self.register_buffer("zeros", torch.zeros(z_dim), persistent=False)
+        self.register_buffer("zeros", torch.zeros(size("z_dim", z_dim)), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z)."""
