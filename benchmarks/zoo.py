@@ -1,13 +1,18 @@
 """Train every pair of the zoo on real images: ELBO, log-likelihood, what its latents are used for, and samples.
 
-    python -m benchmarks.zoo [NAME ...] [--data digits] [--epochs N] [--quick]
+    python -m benchmarks.zoo [NAME ...] [--grey] [--data digits] [--epochs N] [--quick]
 
 Each model with each guide that fits it, and the VAE with every prior, has the same sizes, the same number of epochs and
 the same Adam. Bounds are those of the test images in nats an image; log-likelihoods are importance-weighted, and the
 gain of a prior is that over the standard normal, image by image. The first row is the model that has no latents:
 independent pixels. Results are written after every pair.
+
+Pixels are zeros and ones. With ``--grey`` they are from 0 to 1, for the models that take those, and the VAE with every
+likelihood: log densities, which normals make as large as their smallest scale lets them, and of discretised logistics
+log probabilities of 256 values.
 """
 
+import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +25,7 @@ from pyro import poutine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.distributions import Bernoulli, Normal
 
 import ppl_vae as pv
 from benchmarks.figures import canvas
@@ -66,12 +72,19 @@ PLAIN = ("vae", "normal", "StandardNormal")
 ELSEWHERE = {"local", "Exemplar", "token_transformer"}
 
 
-def wanted(chosen: list[str]) -> list[Names]:
+def parts(grey: bool) -> list[str]:
+    """Return what a VAE may have in place of its own: likelihoods of grey pixels, or priors besides the first."""
+    priors = pairing.priors_of_vectors()
+    heads = [names[-1] for names in pairing.variants() if names[-1] not in priors]
+    return heads if grey else [prior for prior in priors if prior != PLAIN[-1]]
+
+
+def wanted(chosen: list[str], grey: bool) -> list[Names]:
     """Return the names of the pairs, those that a person named if any; before other priors the standard normal."""
-    priors = [(*PLAIN[:2], prior) for prior in pairing.priors_of_vectors() if prior != PLAIN[-1]]
-    found = [*(names for names in pairing.names() if names != PLAIN[:2]), PLAIN, *priors]
+    vaes = [(*PLAIN[:2], part) for part in parts(grey)]
+    found = [*(names for names in pairing.names() if names != PLAIN[:2]), PLAIN, *vaes]
     kept = [names for names in found if not ELSEWHERE & set(names) and (not chosen or set(chosen) & set(names))]
-    return [PLAIN, *kept] if set(priors) & set(kept) and PLAIN not in kept else kept
+    return [PLAIN, *kept] if set(vaes) & set(kept) and PLAIN not in kept else kept
 
 
 def beside(pair: Pair, x: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -88,11 +101,11 @@ def made(names: Names, sizes: Mapping[str, Any]) -> Pair:
     return Pair(pair.model.float(), pair.guide.float())
 
 
-def takes_bits(names: Names, data: pv.data.Splits, sizes: Mapping[str, Any]) -> bool:
-    """Tell whether the likelihood of a model is one of zeros and ones."""
-    pair = made(names, sizes)
-    binary = supports(pair.model, beside(pair, data.test[:2], data.info.labels["test"][:2]))
-    return binary and not supports(pair.model, beside(pair, data.test[:2] / 2, data.info.labels["test"][:2]))
+def takes(names: Names, data: pv.data.Splits, sizes: Mapping[str, Any], grey: bool) -> bool:
+    """Tell whether the likelihood of a model is one of grey pixels, or else of zeros and ones alone."""
+    pair, labels = made(names, sizes), data.info.labels["test"][:2]
+    as_they_are, darker = (supports(pair.model, beside(pair, x, labels)) for x in (data.test[:2], data.test[:2] / 2))
+    return as_they_are and (grey or not darker)
 
 
 def suitable(names: Names, pair: Pair, batch: Any) -> Mapping[str, Any]:
@@ -158,10 +171,11 @@ def gain(found: Tensor, plain: Tensor) -> str:
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-def without_latents(data: pv.data.Splits) -> Row:
-    """Return the log-likelihood of independent pixels."""
+def without_latents(data: pv.data.Splits, grey: bool) -> Row:
+    """Return the log-likelihood of independent pixels; grey ones have one scale."""
     mean = data.train.mean(0).clamp(1e-4, 1 - 1e-4)
-    log_px = torch.distributions.Bernoulli(mean).log_prob(data.test[:TEST]).sum(-1)
+    fn = Normal(mean, (data.train - mean).square().mean().sqrt()) if grey else Bernoulli(mean)
+    log_px = fn.log_prob(data.test[:TEST]).sum(-1)
     return Row("independent pixels", "", float("nan"), float(log_px.mean()), float(log_px.std() / TEST**0.5), "", 0.0)
 
 
@@ -189,30 +203,38 @@ def table(rows: list[Row], title: str) -> Table:
     return drawn
 
 
-def main() -> None:
-    """Train, print and draw."""
+def options() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = commands.parser(__doc__, rounds=1)
-    parser.add_argument("names", nargs="*", help="of models, guides or priors; all pairs if left out")
+    parser.add_argument("names", nargs="*", help="of models, guides, priors or likelihoods; all pairs if left out")
+    parser.add_argument("--grey", action="store_true", help="pixels from 0 to 1, for the models that take those")
     parser.add_argument("--data", default="mnist", help="data set with labels (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the data (default: %(default)s)")
     given = parser.parse_args()
-    if unknown := set(given.names) - {*zoo.discover("models"), *zoo.discover("guides"), *pairing.priors_of_vectors()}:
+    if unknown := set(given.names) - {*zoo.discover("models"), *zoo.discover("guides"), *parts(given.grey), PLAIN[-1]}:
         parser.error(f"no program is called {', '.join(sorted(unknown))}; see ppl-vae list")
-    data = pv.data.load(given.data, binarize="static")
+    return given
+
+
+def main() -> None:
+    """Train, print and draw."""
+    given = options()
+    data = pv.data.load(given.data, binarize=None if given.grey else "static")
     sizes = SIZES | {"x_dim": data.train.shape[1], "size": len(data.train)}
     epochs = 1 if given.quick else given.epochs
-    rows, samples, plain = [without_latents(data)], {}, None
-    for names in wanted(given.names):
-        if not takes_bits(names, data, sizes):
+    rows, samples, plain = [without_latents(data, given.grey)], {}, None
+    name, pixels = ("zoo_grey", "grey") if given.grey else ("zoo", "static binarization")
+    for names in wanted(given.names, given.grey):
+        if not takes(names, data, sizes, given.grey):
             continue
         found = trained(names, data, epochs, sizes)
         plain = found.log_px if names == PLAIN else plain
-        of_prior = len(names) == len(PLAIN) and names != PLAIN
+        of_prior = plain is not None and len(names) == len(PLAIN) and names != PLAIN
         rows.append(replace(found.row, gain=gain(found.log_px, plain)) if of_prior else found.row)
         samples[found.row.pair] = found.samples
         Console(width=140).print(*asdict(rows[-1]).values())
-        commands.write("zoo", {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
-    Console(width=140).print(table(rows, f"{given.data}, static binarization, epochs: {epochs}"))
+        commands.write(name, {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
+    Console(width=140).print(table(rows, f"{given.data}, {pixels}, epochs: {epochs}"))
 
 
 if __name__ == "__main__":
