@@ -39,7 +39,8 @@ from ppl_vae.pairing import Names, Pair
 
 SIZES = {"z_dim": 20, "y_dim": 10, "hidden": (200,), "components": 50, "positions": 16, "codes": 32}
 FEW_CODES = {"relaxed": {"codes": 8}}  # whose noise between corners costs nats
-WARM_UP = {"relaxed": objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0.0, 1.0, steps=1500))}
+RISING = objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0.0, 1.0, steps=1500))
+WARM_UP = {"relaxed": RISING, "ladder": RISING}  # whose latents else stay unused, or are found late
 TEST, PARTICLES = 1000, 500
 SHOWN = 16
 

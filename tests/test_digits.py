@@ -19,13 +19,16 @@ SIZES |= {"positions": 4, "codes": 16, "width": 16}
 # Nats an image by which a pair beats independent pixels after so many passes over 1,257 images. One whose latents are
 # left unused stays below them.
 MARGIN, EPOCHS = 0.5, 15
-# Codes that follow nothing at first, and layers whose upper one is found late, take more.
-LONGER = {"nearest_code": 45, "ladder": 45, "text_to_image": 30, "relaxed": 30}
+# Codes that follow nothing at first take more.
+LONGER = {"nearest_code": 45, "text_to_image": 30, "relaxed": 30}
 RATE, SLOWER = 1e-2, {"text_to_image": 5e-3}
 
 # Relaxed codes pay for the noise between corners, so that few of them are worth it, and more slowly than they cost.
 FEW_CODES = {"relaxed": {"codes": 4}}
-WARM_UP = {"relaxed": pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=400))}
+WARM_UP = {
+    guide: pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=steps))
+    for guide, steps in (("relaxed", 400), ("ladder", 200))
+}
 
 # Of tokens, not of pixels; mixtures, which are EM's; likelihoods of grey values have tests of their own, and so have
 # local guides, for which these passes are as many updates.
