@@ -175,7 +175,7 @@ def inverse_softplus(value):
 def triangular(model, covariance):
     guide = FullCovariance(x_dim=X_DIM, z_dim=Z_DIM, hidden=()).double()
     factor = torch.linalg.cholesky(covariance)
-    below = factor[tuple(torch.tril_indices(Z_DIM, Z_DIM, -1))]
+    below = (factor / factor.diagonal().unsqueeze(-1))[tuple(torch.tril_indices(Z_DIM, Z_DIM, -1))]
     return set_encoder(guide, model, [inverse_softplus(factor.diagonal() - 1e-4), below])
 
 
@@ -245,9 +245,20 @@ class TestHeads:
     def test_the_triangle_is_filled_row_by_row(self):
         head = nets.ToMultivariateNormal(3, min_scale=0.5)
         h = torch.arange(1.0, 10.0)
-        factor = head(h).scale_tril
-        torch.testing.assert_close(factor.diagonal(), nn.functional.softplus(h[3:6]) + 0.5)
-        torch.testing.assert_close(factor.tril(-1), torch.tensor([[0, 0, 0], [7.0, 0, 0], [8, 9, 0]]))
+        factor, scale = head(h).scale_tril, nn.functional.softplus(h[3:6]) + 0.5
+        torch.testing.assert_close(factor.diagonal(), scale)
+        unit = factor / scale.unsqueeze(-1)
+        torch.testing.assert_close(unit.tril(-1), torch.tensor([[0, 0, 0], [7.0, 0, 0], [8, 9, 0]]))
+
+    def test_a_triangle_that_narrows_is_scored_to_its_last_digits(self):
+        """As in training on sharp data: every scale falls to a hundredth, what is below it stays as it was."""
+        torch.manual_seed(0)
+        head = nets.ToMultivariateNormal(20)
+        h = torch.cat([torch.zeros(20), torch.full((20,), -4.6), 0.5 * torch.randn(190)]).expand(500, -1)
+        q = head(h)
+        exact = dist.MultivariateNormal(q.loc.double(), scale_tril=q.scale_tril.double())
+        z = q.rsample()
+        torch.testing.assert_close(q.log_prob(z).double(), exact.log_prob(z.double()), rtol=0, atol=1e-2)
 
     def test_one_dimension_is_a_normal(self):
         h = torch.tensor([0.3, -0.2])

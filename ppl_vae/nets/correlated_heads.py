@@ -21,13 +21,15 @@ class ToMultivariateNormal(nn.Module):
 
     ::
 
-        N(mu, L L'),    L lower triangular, L_ii = softplus(.) + min_scale
+        N(mu, L L'),    L = diag(s) (I + B),    s = softplus(.) + min_scale,    B strictly lower triangular
 
-    The order of the input is mu, the diagonal of L, then what is below it, row by row.
+    The order of the input is mu, s, then B row by row. As the elements of B are in units of s, a posterior that
+    narrows in training keeps its shape. If they stood in L as they are, the inverse of L, by which draws are scored,
+    would grow like the power ``z_dim`` of their ratio to a small s, and with it errors of rounding.
 
     Args:
         z_dim: number of values D.
-        min_scale: added to the diagonal of L.
+        min_scale: added to s, the diagonal of L.
 
     Attributes:
         in_dim: ``2 D + D (D - 1) / 2``.
@@ -62,9 +64,10 @@ class ToMultivariateNormal(nn.Module):
         _check_size(h, self.in_dim, f"z_dim = {self.z_dim}")
         h = at_least_single(h)
         loc, raw, below = h[..., : self.z_dim], h[..., self.z_dim : 2 * self.z_dim], h[..., 2 * self.z_dim :]
-        parts = torch.cat([F.softplus(raw) + self.min_scale, below, torch.zeros_like(h[..., :1])], -1)
-        scale_tril = parts.index_select(-1, self.places).unflatten(-1, (self.z_dim, self.z_dim))
-        return distributions.TriangularNormal(loc, scale_tril=scale_tril)
+        parts = torch.cat([torch.ones_like(raw), below, torch.zeros_like(h[..., :1])], -1)
+        unit = parts.index_select(-1, self.places).unflatten(-1, (self.z_dim, self.z_dim))
+        scale = F.softplus(raw) + self.min_scale
+        return distributions.TriangularNormal(loc, scale_tril=scale.unsqueeze(-1) * unit)
 
 
 class ToLowRankNormal(nn.Module):
