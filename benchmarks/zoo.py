@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from pyro import poutine
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -69,8 +70,8 @@ class Found:
 
 
 PLAIN = ("vae", "normal", "StandardNormal")
-# Nothing for test images; of training images, in benchmarks/priors.py; of words of tokens, in benchmarks/words.py.
-ELSEWHERE = {"local", "Exemplar", "token_transformer"}
+# Nothing for test images; in other benchmarks: of training images, priors.py; of tokens, words.py; mixtures.py.
+ELSEWHERE = {"local", "Exemplar", "token_transformer", "gaussian_mixture"}
 
 
 def parts(grey: bool) -> list[str]:
@@ -197,7 +198,7 @@ def picture(samples: Mapping[str, Tensor], shape: tuple[int, int]) -> Figure:
 def table(rows: list[Row], title: str) -> Table:
     """Return the rows as printed."""
     headings = ("pair", "trained on", "test ELBO", "log p(x)", "gain", "latents", "seconds")
-    drawn = Table(*headings, title=title, title_justify="left")
+    drawn = Table(*headings, title=title, title_justify="left", box=MARKDOWN)
     for row in rows:
         cells = (f"{row.elbo:.2f}", f"{row.log_px:.2f} ± {row.error:.2f}", row.gain, row.latents, f"{row.seconds:.0f}")
         drawn.add_row(row.pair, row.objective, *cells)
@@ -233,9 +234,9 @@ def main() -> None:
         of_prior = plain is not None and len(names) == len(PLAIN) and names != PLAIN
         rows.append(replace(found.row, gain=gain(found.log_px, plain)) if of_prior else found.row)
         samples[found.row.pair] = found.samples
-        Console(width=140).print(*asdict(rows[-1]).values())
+        Console(width=180).print(*asdict(rows[-1]).values())
         commands.write(name, {row.pair: asdict(row) for row in rows}, picture(samples, data.info.shape))
-    Console(width=140).print(table(rows, f"{given.data}, {pixels}, epochs: {epochs}"))
+    Console(width=180).print(table(rows, f"{given.data}, {pixels}, epochs: {epochs}"))
 
 
 if __name__ == "__main__":
