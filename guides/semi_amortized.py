@@ -64,7 +64,7 @@ class SemiAmortized(nn.Module):
         """Draw z given x of shape ``(B, x_dim)`` and what else the model takes, but for a mask of missing values."""
         if any(part.dtype == torch.bool for part in rest):
             raise ValueError("observed: the encoder would read what is missing in x; take the guide Missing")
-        if not isinstance(q := getattr(self.encoder(x), "base_dist", None), dist.Normal):
+        if not isinstance(q := getattr(self.encoder(x), "base_dist", None), torch.distributions.Normal):
             raise TypeError("encoder: expected one that returns a diagonal normal, as those that end in nets.ToNormal")
         a, b = self.climbed(q.loc, q.scale, x, *rest)
         with pyro.plate("data", x.shape[0], dim=-1):

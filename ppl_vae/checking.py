@@ -189,6 +189,10 @@ def explained_trace(program: Program, role: str, batch: Batch) -> Any:
         refuse_rows(program, role, batch, error)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
+        if "shapes cannot be multiplied" in str(error):  # torch's words for a linear layer
+            error.add_note(
+                "(a network was given another size than it takes: are x_dim, z_dim and y_dim alike in both?)"
+            )
         raise
     for name, site in contract.sample_sites(tracer.trace):
         contract.check_site(name, site, role, rows)

@@ -463,12 +463,9 @@ def test_check_changes_nothing():
 
 
 def test_an_error_inside_a_network_keeps_its_type_and_says_where():
-    torchs = nn.Sequential(nn.Linear(D + 1, 4), pv.nets.ToNormal())
-    ours = nn.Sequential(pv.nets.MLP(D + 1, (4,), 4), pv.nets.ToNormal())
-    for encoder, kind, message in ((torchs, RuntimeError, "mat1 and mat2"), (ours, ValueError, "last axis of 7")):
-        with pytest.raises(kind, match=message) as caught:
-            pv.check(vae(), Normal(encoder=encoder), X)
-        assert "guide on a batch of (8, 6) torch.float32" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
+        pv.check(vae(), Normal(x_dim=D + 1, z_dim=2, hidden=(4,)), X)
+    assert "guide on a batch of (8, 6) torch.float32" in caught.value.__notes__[0]
 
 
 class Missing(nn.Module):

@@ -306,7 +306,7 @@ def test_convolutions_train_under_pyros_svi():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="x: expected a last axis of 35 = 7 x 5 pixels, found shape"):
         nets.GridEncoder((7, 5), 3)(torch.zeros(2, 36))
-    with pytest.raises(ValueError, match="z: expected 4 = 2 x 2 positions, found shape"):
+    with pytest.raises(ValueError, match="z: expected 4 = 2 x 2 positions of 3 numbers, found shape"):
         nets.GridDecoder(3, (7, 5))(torch.zeros(2, 5, 3))
     for make in (lambda: nets.ToRelaxedCodes(0.0), lambda: priors.RelaxedUniformCodes(temperature=-1.0)):
         with pytest.raises(ValueError, match="temperature: expected a positive number, found"):

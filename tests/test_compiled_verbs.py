@@ -16,7 +16,7 @@ def bits(n):
     return torch.bernoulli(torch.full((n, 6), 0.4), generator=torch.Generator().manual_seed(n)).double()
 
 
-@pytest.mark.parametrize("programs", pairs.one_of_each_kind(), ids="-".join)
+@pytest.mark.parametrize("programs", pairs.with_every_program(), ids="-".join)
 def test_evaluations_agree_to_rounding(programs, uncompiled):
     pair = pairs.make(*programs)
     x = pair.data(7)  # a short last batch, and a rest of particles

@@ -249,7 +249,7 @@ def test_critics_and_optimizers_are_looked_at():
         step_of((model, critic), loss="minimax")
     with pytest.raises(TypeError, match="loss: expected numbers for logits, a tensor, found NoneType"):
         step_of((model, critic), loss=lambda logits: None)(x)
-    with pytest.raises(ValueError, match="expected a last axis of 5, found shape") as raised:
+    with pytest.raises(RuntimeError) as raised:
         step_of((model, pv.nets.MLP(5, (8,), 1).double()))(x)
     assert "critic on (5, 6) torch.float64" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match="critic_steps"):

@@ -3,14 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Normal
 
 import ppl_vae as pv
 from ppl_vae import nets, priors
 from ppl_vae.guides.bernoulli import Bernoulli
 from ppl_vae.guides.categorical import Categorical
 from ppl_vae.guides.ladder import Ladder
-from ppl_vae.guides.normal import Normal
+from ppl_vae.guides.normal import Normal as NormalGuide
 from ppl_vae.guides.semi_amortized import SemiAmortized
+from ppl_vae.models.dvae import DVAE
 from ppl_vae.models.hierarchical import Hierarchical
 from ppl_vae.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_vae.models.vae import VAE
@@ -60,11 +62,19 @@ def test_sizes_that_do_not_meet_are_told():
     model, x = VQVAE(x_dim=6, codes=8, z_dim=4, codebook=nets.LearnedCodebook(16, 4)), torch.ones(3, 6)
     with pytest.raises(ValueError, match=r"codebook: has 16 vectors, found codes of shape .* each is one of 8; give"):
         pv.weigh(model, Categorical(x_dim=6, codes=8), x)
-    with pytest.raises(ValueError, match=r"network: expected a last axis of 6, found shape \(3, 7\); give .* x_dim"):
-        nets.MLP(6, (5,), 4)(torch.ones(3, 7))
+    with pytest.raises(ValueError, match=r"z: expected 4 = 2 x 2 positions of 8 numbers, found .* the prior's codes="):
+        pv.check(DVAE(x_dim=64, prior=priors.UniformCodes(4, 16)), Categorical(x_dim=64, codes=16), torch.ones(3, 64))
     model = Hierarchical(x_dim=6, z_dim=4)
-    with pytest.raises(ValueError, match="expected a last axis of 4, found"):
-        pv.weigh(model, Ladder(model, x_dim=6, z_dim=7), x)
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as raised:
+        pv.check(model, Ladder(model, x_dim=6, z_dim=7), x)
+    assert "are x_dim, z_dim and y_dim alike in both?" in raised.value.__notes__[-1]
+
+
+class OfTorch(nn.Module):
+    """An encoder that returns torch's distributions."""
+
+    def forward(self, x):
+        return Independent(Normal(x[:, :2], torch.ones(2)), 1)
 
 
 def test_guides_that_move_a_normal_say_so():
@@ -72,6 +82,8 @@ def test_guides_that_move_a_normal_say_so():
     for encoder in (nn.Sequential(nets.MLP(6, (5,), 2), nets.ToBernoulli()), nets.MLP(6, (5,), 4)):
         with pytest.raises(TypeError, match=r"encoder: expected one that returns a diagonal normal, .* nets.ToNormal"):
             pv.weigh(model, SemiAmortized(model, x_dim=6, z_dim=2, encoder=encoder), torch.ones(3, 6))
+    guide = SemiAmortized(model, x_dim=6, z_dim=2, encoder=OfTorch())
+    assert pv.weigh(model, guide, torch.ones(3, 6)).log_w.isfinite().all()
 
 
 SIZED = {
@@ -112,7 +124,7 @@ def test_images_of_another_size_are_refused():
 def test_a_convolutional_pair_fits_the_contract():
     decoder = torch.nn.Sequential(nets.ConvDecoder(4, (8, 8)), nets.ToBernoulli())
     encoder = torch.nn.Sequential(nets.ConvEncoder((8, 8), 8), nets.ToNormal())
-    model, guide = VAE(x_dim=64, z_dim=4, decoder=decoder), Normal(x_dim=64, z_dim=4, encoder=encoder)
+    model, guide = VAE(x_dim=64, z_dim=4, decoder=decoder), NormalGuide(x_dim=64, z_dim=4, encoder=encoder)
     digits = pv.data.load("digits", binarize="static")
     result = pv.fit(model, guide, digits, objective=pv.objectives.iwae, particles=3, epochs=3)
     assert result.history["valid_bound"][-1] > result.history["valid_bound"][0]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from ppl_vae.nets.arguments import size
 
@@ -22,7 +22,7 @@ class MLP(nn.Sequential):
         activation: makes the nonlinearity between two layers.
 
     Raises:
-        ValueError: a size is no whole number of at least 1, or the input has another last axis than ``in_dim``.
+        ValueError: a size is no whole number of at least 1.
 
     Example:
         >>> MLP(784, (400,), 40)(torch.zeros(5, 2, 784)).shape
@@ -41,13 +41,3 @@ class MLP(nn.Sequential):
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), activation()]
         super().__init__(*layers[:-1])
-        self.in_dim = in_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., in_dim)`` to ``(..., out_dim)``."""
-        if x.shape[-1:] != (self.in_dim,):
-            raise ValueError(
-                f"input of a network: expected a last axis of {self.in_dim}, found shape {tuple(x.shape)}; give model, "
-                "guide and data the same x_dim, z_dim, y_dim"
-            )
-        return super().forward(x)

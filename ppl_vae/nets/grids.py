@@ -66,7 +66,7 @@ class GridDecoder(nn.Module):
         channels: channels of the encoder that this one mirrors; each convolution doubles the grid.
 
     Raises:
-        ValueError: the vectors make no such grid.
+        ValueError: the vectors make no such grid, or are of another size.
 
     Example:
         >>> GridDecoder(8, (28, 20))(torch.zeros(3, 2, 35, 8)).shape
@@ -87,11 +87,12 @@ class GridDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode ``(..., h * w, in_dim)`` to ``(..., H * W)``."""
-        if z.shape[-2] != prod(self.grid):
+        if z.shape[-2:] != (prod(self.grid), self.read.in_channels):
             raise ValueError(
-                f"z: expected {prod(self.grid)} = {self.grid[0]} x {self.grid[1]} positions, found shape "
-                f"{tuple(z.shape)}; an image of {self.shape[0]} x {self.shape[1]} pixels has as many "
-                "(nets.grid_of tells)"
+                f"z: expected {prod(self.grid)} = {self.grid[0]} x {self.grid[1]} positions of "
+                f"{self.read.in_channels} numbers, found shape {tuple(z.shape)}; an image of {self.shape[0]} x "
+                f"{self.shape[1]} pixels has so many positions (nets.grid_of tells), and the prior's codes= is to be "
+                "the decoder's"
             )
         grid = z.transpose(-1, -2).reshape(-1, z.shape[-1], *self.grid)
         image = self.net(self.read(grid) + self.places)[:, 0, : self.shape[0], : self.shape[1]]
