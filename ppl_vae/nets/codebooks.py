@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import distributions
-from ppl_vae.nets.arguments import positive, size
+from ppl_vae.arguments import positive, whole
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["AveragedCodebook", "LearnedCodebook", "ToCodes", "ToRelaxedCodes"]
@@ -56,7 +56,7 @@ class AveragedCodebook(nn.Module):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a number from 0 to less than 1, found {value!r}")
         self.decay, self.commitment, self.restart = decay, _weight(commitment), restart
-        self.register_buffer("newest", torch.randn(size("codes", codes), size("z_dim", z_dim)))
+        self.register_buffer("newest", torch.randn(whole("codes", codes), whole("z_dim", z_dim)))
         self.register_buffer("vectors", self.newest.clone())  # those of the step at hand
         self.register_buffer("counts", torch.zeros(codes))
 
@@ -121,7 +121,7 @@ class LearnedCodebook(nn.Module):
     def __init__(self, codes: int = 32, z_dim: int = 8, commitment: float = 0.25):
         super().__init__()
         self.commitment = _weight(commitment)
-        self.vectors = nn.Parameter(torch.randn(size("codes", codes), size("z_dim", z_dim)))
+        self.vectors = nn.Parameter(torch.randn(whole("codes", codes), whole("z_dim", z_dim)))
 
     def in_use(self) -> Tensor:
         """Return the code vectors, ``(C, D)``, without gradient."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae import distributions
-from ppl_vae.nets.arguments import positive
+from ppl_vae.arguments import positive
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["ToLowRankNormal", "ToMultivariateNormal"]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from ppl_vae.nets.arguments import size
+from ppl_vae.arguments import whole
 
 __all__ = ["MLP"]
 
@@ -36,7 +36,7 @@ class MLP(nn.Sequential):
         out_dim: int,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ):
-        sizes = [size("in_dim", in_dim), *(size("hidden", width) for width in hidden), size("out_dim", out_dim)]
+        sizes = [whole("in_dim", in_dim), *(whole("hidden", width) for width in hidden), whole("out_dim", out_dim)]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), activation()]

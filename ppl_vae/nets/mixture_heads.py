@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_vae.arguments import positive, whole
 from ppl_vae.distributions import NormalMixture
-from ppl_vae.nets.arguments import positive, size
 from ppl_vae.nets.precision import at_least_single
 
 __all__ = ["ToNormalMixture"]
@@ -32,7 +32,7 @@ class ToNormalMixture(nn.Module):
 
     def __init__(self, components: int = 5, min_scale: float = 1e-4):
         super().__init__()
-        self.components, self.min_scale = size("components", components), positive("min_scale", min_scale)
+        self.components, self.min_scale = whole("components", components), positive("min_scale", min_scale)
 
     def forward(self, h: Tensor) -> NormalMixture:
         """Return the distribution."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppl_vae.nets.arguments import size
+from ppl_vae.arguments import whole
 from ppl_vae.nets.dense import MLP
 
 __all__ = ["CausalTransformer"]
@@ -57,7 +57,7 @@ class CausalTransformer(nn.Module):
             raise ValueError(f"layers, heads: expected at least 1 of each, found {layers} and {heads}")
         if width % heads:
             raise ValueError(f"heads: {heads} do not divide the width {width}; choose a width such as {heads * 16}")
-        self.vocabulary, self.positions = size("vocabulary", vocabulary), size("positions", positions)
+        self.vocabulary, self.positions = whole("vocabulary", vocabulary), whole("positions", positions)
         self.embedding = nn.Embedding(vocabulary, width)
         self.start = nn.Parameter(SPREAD * torch.randn(width))
         self.places = nn.Parameter(SPREAD * torch.randn(positions, width))

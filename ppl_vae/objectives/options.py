@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from math import isnan
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+from ppl_vae.arguments import whole
 
 __all__ = ["checked", "finite", "positive", "whole"]
 
@@ -53,15 +55,3 @@ def positive(value: float) -> bool:
         (True, False)
     """
     return 0 < value < float("inf")
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """Return an option if it is a whole number, and not too small.
-
-    Example:
-        >>> whole("groups", 2)
-        2
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
-    return value

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ppl_vae import distributions
-from ppl_vae.nets.arguments import positive, size
+from ppl_vae.arguments import positive, whole
 
 __all__ = ["RelaxedUniformCodes", "UniformCodes"]
 
@@ -37,7 +37,9 @@ class UniformCodes(nn.Module):
     def __init__(self, positions: int = 4, codes: int = 32):
         super().__init__()
         # A buffer, so that the prior follows the module's device and dtype.
-        self.register_buffer("zeros", torch.zeros(size("positions", positions), size("codes", codes)), persistent=False)
+        self.register_buffer(
+            "zeros", torch.zeros(whole("positions", positions), whole("codes", codes)), persistent=False
+        )
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(c)."""
@@ -67,7 +69,7 @@ class RelaxedUniformCodes(nn.Module):
     def __init__(self, positions: int = 4, codes: int = 32, temperature: float = 2 / 3):
         super().__init__()
         self.register_buffer(
-            "logits", torch.zeros(size("positions", positions), size("codes", codes)), persistent=False
+            "logits", torch.zeros(whole("positions", positions), whole("codes", codes)), persistent=False
         )
         self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
 

@@ -9,8 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_vae.arguments import positive
 from ppl_vae.distributions import mixture
-from ppl_vae.nets.arguments import positive
 
 __all__ = ["Exemplar", "OneScale"]
 

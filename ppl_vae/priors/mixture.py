@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.arguments import whole
 from ppl_vae.distributions import NormalMixture
-from ppl_vae.nets.arguments import size
 
 __all__ = ["FixedMixtureOfNormals", "MixtureOfNormals"]
 
@@ -34,8 +34,8 @@ class MixtureOfNormals(nn.Module):
 
     def __init__(self, z_dim: int = 20, components: int = 10):
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(size("components", components)))
-        self.loc = nn.Parameter(torch.randn(components, size("z_dim", z_dim)))
+        self.logits = nn.Parameter(torch.zeros(whole("components", components)))
+        self.loc = nn.Parameter(torch.randn(components, whole("z_dim", z_dim)))
         self.log_scale = nn.Parameter(torch.zeros(components, z_dim))
 
     def forward(self) -> NormalMixture:

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from ppl_vae.nets.arguments import size
+from ppl_vae.arguments import whole
 
 __all__ = ["StandardNormal"]
 
@@ -26,7 +26,7 @@ class StandardNormal(nn.Module):
     def __init__(self, z_dim: int = 20):
         super().__init__()
         # A buffer, so that the prior follows the module's device and dtype.
-        self.register_buffer("zeros", torch.zeros(size("z_dim", z_dim)), persistent=False)
+        self.register_buffer("zeros", torch.zeros(whole("z_dim", z_dim)), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return p(z)."""

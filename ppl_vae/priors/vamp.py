@@ -8,8 +8,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from ppl_vae.arguments import whole
 from ppl_vae.distributions import mixture
-from ppl_vae.nets.arguments import size
 
 __all__ = ["VampPrior"]
 
@@ -63,7 +63,7 @@ class VampPrior(nn.Module):
         self.encoder = getattr(encoder, "forward", encoder)
         if inputs is None and support is not constraints.unit_interval:
             raise ValueError(f"inputs: expected pseudo-inputs, as data lie in {support}, found none; give some data")
-        inputs = torch.rand(size("components", components), size("x_dim", x_dim)) if inputs is None else inputs
+        inputs = torch.rand(whole("components", components), whole("x_dim", x_dim)) if inputs is None else inputs
         logits = torch.zeros(components) if logits is None else logits
         if inputs.shape != (components, x_dim) or logits.shape != (components,):
             raise ValueError(

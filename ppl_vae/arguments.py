@@ -1,8 +1,9 @@
-"""Arguments of networks, heads and priors, looked at where they are made."""
+"""Numbers that people give, looked at where they are given."""
 
 from numbers import Integral
+from typing import Any
 
-__all__ = ["positive", "size"]
+__all__ = ["positive", "whole"]
 
 
 def positive(name: str, value: float) -> float:
@@ -26,22 +27,23 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def size(name: str, value: int) -> int:
-    """Return a number of dimensions, components or codes if it is a whole number of at least 1.
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a number of things if it is a whole number, and not too small.
 
     Args:
         name: what the message calls it.
         value: the number.
+        least: the smallest that may be.
 
     Raises:
         ValueError: it is not.
 
     Example:
-        >>> size("z_dim", 0)
+        >>> whole("z_dim", 0)
         Traceback (most recent call last):
         ...
         ValueError: z_dim: expected a whole number of at least 1, found 0
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+    return value
