@@ -108,16 +108,18 @@ class ChunkedAscent:
 
     def forget(self) -> None:
         """Drop all graphs."""
-        for function in self._functions():
+        for function in self.functions().values():
             function.forget()
 
     @property
     def count(self) -> int:
         """How many graphs there are."""
-        return sum(function.count for function in self._functions())
+        return sum(function.count for function in self.functions().values())
 
-    def _functions(self) -> list[Compiled]:
-        return [f for f in (self._densities, self._gradients, self._prior) if f is not None]
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        found = {"densities": self._densities, "gradients": self._gradients, "prior": self._prior}
+        return {name: function for name, function in found.items() if function is not None}
 
     @property
     def planned(self) -> int | None:

@@ -24,6 +24,7 @@ class Fit:
             validation data, the last one without them.
         out: the run folder, or None.
         graphs: how many graphs were compiled for training and validation; 0 where all ran eagerly.
+        ended: why training ended before its last epoch, or nothing.
         trained: model, guide, which data `to_arviz` evaluates, and these; None where a step of somebody's
             own has none.
     """
@@ -32,6 +33,7 @@ class Fit:
     best: dict[str, float] = field(default_factory=dict)
     out: Path | None = None
     graphs: int = 0
+    ended: str = ""
     trained: tuple[Program, Program, str, Any] | None = None
 
     def __str__(self) -> str:

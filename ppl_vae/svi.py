@@ -146,8 +146,13 @@ class SVIStep:
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation)
-        return sum(getattr(function, "count", 0) for function in functions)
+        return sum(function.count for function in self.functions().values())
+
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        found = {name: getattr(self, name) for name in ("ascent", "validation", "shared_ascent", "shared_validation")}
+        own = {name: function for name, function in found.items() if isinstance(function, Compiled)}
+        return own | (self.ascent.functions() if isinstance(self.ascent, ChunkedAscent) else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""

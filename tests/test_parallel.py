@@ -32,7 +32,7 @@ def torchrun(*command):
 
 
 def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    return torch.load(folder / "best.pt", weights_only=True)["state"]
 
 
 def test_the_command_line_trains_in_two_processes_as_in_one(tmp_path, monkeypatch):
