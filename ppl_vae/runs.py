@@ -7,17 +7,20 @@ ArviZ), and pictures. Reading one never executes anything.
 
 import csv
 import json
-import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from ppl_vae.archive import write_atomically
 from ppl_vae.parallel import Workers
 
-__all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"]
+__all__ = [
+    *("append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"),
+    "write_atomically",
+]
 
 CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.csv", "checkpoint.pt"
 
@@ -68,20 +71,6 @@ def shared_folder(out: str | Path, together: Workers | None) -> Path | None:
     if problem:
         raise problem
     return folder
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file whole or not at all: into a temporary one beside it, synced, then renamed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
