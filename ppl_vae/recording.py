@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae import archive
 from ppl_vae.parallel import Workers
-from ppl_vae.runs import write_atomically
 
 __all__ = ["Record", "read_record"]
 
 # Often enough that little is lost, seldom enough that writing costs nothing.
 SECONDS_BETWEEN_WRITES = 5.0
-FORMAT = 1
+KIND, VERSION = "evaluation", 1
 # What settings that nobody chose are about.
 WORDS = {
     "first": "other data",
@@ -143,13 +143,12 @@ class Record:
     def write(self) -> None:
         """Write the file, whole or not at all."""
         content = {
-            "format": FORMAT,
             "settings": self.settings,
             "facts": self.facts,
             "complete": self.complete,
             "columns": dict(self.columns()),
         }
-        write_atomically(self.path, lambda file: torch.save(content, file))
+        archive.write(self.path, KIND, VERSION, content)
         self._written = time.monotonic()
 
 
@@ -163,7 +162,7 @@ def _same(value: Any, other: Any) -> bool:
 def _check_writable(path: Path) -> None:
     """Raise before any work is done if its result could not be kept."""
     try:
-        write_atomically(path, lambda file: None)
+        archive.write_atomically(path, lambda file: None)
         path.unlink()
     except OSError as error:
         raise ValueError(f"out: {path} cannot be written ({error.strerror}); give another file") from error
@@ -174,7 +173,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else.
+        ValueError: it is damaged, something else, or of another version.
 
     Example:
         >>> read_record(tmp_path / "none.pt")
@@ -182,15 +181,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ...
         FileNotFoundError: ...none.pt: no such file
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch says of other files would be bad advice
-        raise ValueError(
-            f"{path}: not an evaluation's file, or a damaged one; give another one, or remove it"
-        ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or "columns" not in found:
-        raise ValueError(f"{path}: not an evaluation's file, or one of another version of this library")
+    found = archive.read(path, KIND, VERSION)
+    forms = {"settings": dict, "facts": dict, "complete": bool, "columns": dict}
+    if not isinstance(found, dict) or {name: type(part) for name, part in found.items()} != forms:
+        raise archive.UnreadableFile(path, f"not made by this library: expected {', '.join(forms)} in it; remove it")
+    columns = found["columns"].values()
+    if not all(isinstance(x, Tensor) and x.ndim and len(x) == len(found["columns"].get("keys", ())) for x in columns):
+        raise archive.UnreadableFile(path, "not made by this library: its columns are not of one length; remove it")
     return found

@@ -16,12 +16,8 @@ from ppl_vae import objectives, runs
 EPOCHS, ROWS, BATCH = 4, 14, 4  # four batches an epoch, the last of two rows
 
 
-def numbers(rows=ROWS, seed=3):
-    return torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed)).double()
-
-
 def bits(rows=ROWS, seed=3):
-    return (numbers(rows, seed) > 0).double()
+    return (torch.rand(rows, 6, generator=torch.Generator().manual_seed(seed)) > 0.5).double()
 
 
 def small(model, guide, seed=0):
@@ -35,13 +31,13 @@ def small(model, guide, seed=0):
 
 def plain(seed, **options):
     pair = small("vae", "normal", seed)
-    return pv.fit(pair.model, pair.guide, numbers(), valid=numbers(5, 1), **options)
+    return pv.fit(pair.model, pair.guide, bits(), valid=bits(5, 1), **options)
 
 
 def averaged(seed, **options):
     pair = small("vae", "normal", seed)
     more = {"ema": 0.9, "scheduler": partial(OneCycleLR, max_lr=1e-2, total_steps=8), "accumulate": 2, "clip_norm": 1.0}
-    return pv.fit(pair.model, pair.guide, numbers(), valid=numbers(5, 1), **more, **options)
+    return pv.fit(pair.model, pair.guide, bits(), valid=bits(5, 1), **more, **options)
 
 
 def scheduled(seed, **options):
@@ -52,7 +48,7 @@ def scheduled(seed, **options):
         "patience": 3,
         "optimizer": partial(SGD, lr=1e-2, momentum=0.9),
     }
-    return pv.fit(pair.model, pair.guide, numbers(), warm_up, valid=numbers(5, 1), **more, **options)
+    return pv.fit(pair.model, pair.guide, bits(), warm_up, valid=bits(5, 1), **more, **options)
 
 
 def baselined(seed, **options):
@@ -76,7 +72,7 @@ def normalised(seed, **options):
     pair = small("vae", "normal", seed)
     layers = (torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.2))
     pair.guide.encoder = torch.nn.Sequential(*layers, pair.guide.encoder).double()
-    return pv.fit(pair.model, pair.guide, numbers(ROWS + 2), valid=numbers(5, 1), **options)
+    return pv.fit(pair.model, pair.guide, bits(ROWS + 2), valid=bits(5, 1), **options)
 
 
 def loaded(seed, transform, **options):
@@ -85,17 +81,17 @@ def loaded(seed, transform, **options):
     class Noisy(TensorDataset):
         def __getitem__(self, i):
             (x,) = super().__getitem__(i)
-            return (x + 0.1 * torch.randn_like(x),)
+            return (torch.where(torch.rand_like(x) < 0.1, 1 - x, x),)
 
-    data = Noisy(numbers())
+    data = Noisy(bits())
     sampler = RandomSampler(data, generator=torch.Generator().manual_seed(5))
     pair, loader = small("vae", "normal", seed), DataLoader(data, BATCH, sampler=sampler)
-    return pv.fit(pair.model, pair.guide, loader, valid=numbers(5, 1), transform=transform, **options)
+    return pv.fit(pair.model, pair.guide, loader, valid=bits(5, 1), transform=transform, **options)
 
 
 def streamed(seed, **options):
     pair = small("vae", "normal", seed)
-    data = torch.utils.data.ConcatDataset([TensorDataset(numbers(9)), TensorDataset(numbers(5, 7))])
+    data = torch.utils.data.ConcatDataset([TensorDataset(bits(9)), TensorDataset(bits(5, 7))])
     return pv.fit(pair.model, pair.guide, data, **options)
 
 
@@ -107,7 +103,7 @@ def alternating(seed, **options):
     }
     step = pv.variational_em_step(pair.model, pair.guide, e_steps=2, **optimizers)
     scheduler = {"guide_optimizer": partial(ExponentialLR, gamma=0.7)}
-    return pv.fit(step=step, data=numbers(), valid=numbers(5, 1), ema=0.9, scheduler=scheduler, **options)
+    return pv.fit(step=step, data=bits(), valid=bits(5, 1), ema=0.9, scheduler=scheduler, **options)
 
 
 def playing(seed, **options):
@@ -117,7 +113,7 @@ def playing(seed, **options):
     model, critic = GAN(x_dim=6, z_dim=2, hidden=(8,)).double(), pv.nets.MLP(6, (8,), 1).double()
     adams = [Adam(part.parameters(), lr=1e-3) for part in (model, critic)]
     step = pv.gan_step(model, critic, optimizer=adams[0], critic_optimizer=adams[1])
-    return pv.fit(step=step, data=numbers(), scheduler=partial(ExponentialLR, gamma=0.7), **options)
+    return pv.fit(step=step, data=bits(), scheduler=partial(ExponentialLR, gamma=0.7), **options)
 
 
 RUNS = {f.__name__: f for f in (plain, averaged, scheduled, baselined, tuned, of_pyro, normalised, loaded, streamed)}
@@ -134,7 +130,7 @@ class Stopper:
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(signal.SIGINT)
-        return x + 0.01 * torch.randn_like(x)  # drawn anew in every batch
+        return torch.where(torch.rand_like(x) < 0.1, 1 - x, x)  # drawn anew in every batch
 
 
 def run(train, out, stop_after=0, seed=0, **options):

@@ -14,6 +14,7 @@ PYTHON_FILES = [path for folder in ("ppl_vae", "models", "guides") for path in (
 
 # What each part of the library may import of the library; other parts may import anything below them.
 MAY_IMPORT = {
+    "archive": set(),
     "arguments": set(),
     "components": set(),
     "covariances": {"components"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "remembering": set(),
     "estimates": {"diagnostics", "noise", "objectives", "particles"},
     "evaluation": {"exporting", "recording", "redrawing"},
-    "recording": {"parallel", "runs"},
+    "recording": {"archive", "parallel"},
     "comparing": {"evaluation"},
     "tabulating": {"evaluation"},
     "annotating": {"plots"},

@@ -17,6 +17,7 @@ from ppl_vae.guides.exact import Exact
 from ppl_vae.importance import Weights
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.programs import Programs
+from ppl_vae.recording import read_record
 from ppl_vae.remembering import Remembered
 
 COLUMNS = ("log_px", "elbo", "ess", "khat", "log_px_error", "debiased", "distortion", "rise", "resampled")
@@ -198,7 +199,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     stopping = stopping_before_the_end(pair, x, **options)
     with pytest.raises(Interrupted):
         pv.evaluate(pair.model, stopping, x, **options, out=out)
-    assert 0 < len(torch.load(out)["columns"]["log_px"]) < 11
+    assert 0 < len(read_record(out)["columns"]["log_px"]) < 11
     stopping.runs = 10**6
     # With other cuts, at that.
     resumed = pv.evaluate(pair.model, stopping, x, particles=30, chunk=10, batch_size=4, out=out)
@@ -237,7 +238,7 @@ def test_a_file_of_another_evaluation_is_refused_and_kept(change, tmp_path):
 def test_files_that_are_none_are_refused(tmp_path):
     pair, other = pairs.make("vae", "normal"), tmp_path / "notes.txt"
     other.write_text("not an evaluation")
-    with pytest.raises(ValueError, match=r"notes\.txt: not an evaluation's file"):
+    with pytest.raises(ValueError, match=r"notes\.txt: not a file of this library: it begins with"):
         pv.evaluate(pair.model, pair.guide, pair.data(), particles=3, out=other)
     assert other.read_text() == "not an evaluation"
     with pytest.raises(ValueError, match="out: there is no folder"):
@@ -497,7 +498,7 @@ def test_a_finished_file_that_grows_is_unfinished_until_it_ends(tmp_path):
     stopping = stopping_before_the_end(pair, x[4:], **options)
     with pytest.raises(Interrupted):
         pv.evaluate(pair.model, stopping, x, **options, out=out)
-    assert 4 < len(torch.load(out)["columns"]["keys"]) < 12
+    assert 4 < len(read_record(out)["columns"]["keys"]) < 12
     with pytest.raises(ValueError, match="unfinished"):
         pv.Evaluation.load(out)
 
@@ -505,7 +506,8 @@ def test_a_finished_file_that_grows_is_unfinished_until_it_ends(tmp_path):
 def test_files_that_cannot_be_kept_are_told_before_any_work(tmp_path):
     pair = pairs.make("vae", "normal")
     (tmp_path / "empty.pt").touch()
-    for out, why in ((tmp_path / "empty.pt", "or a damaged one"), (tmp_path, "or a damaged one")):
+    empty = (tmp_path / "empty.pt", "it is empty; give the evaluation's file")
+    for out, why in (empty, (tmp_path, "a folder or a device")):
         with pytest.raises(ValueError, match=why) as caught:
             pv.evaluate(pair.model, pair.guide, pair.data(), particles=3, out=out)
         assert "weights_only" not in str(caught.value)
