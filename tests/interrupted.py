@@ -58,7 +58,8 @@ def baselined(seed, **options):
 
 def tuned(seed, **options):
     """An estimator with parameters and a temperature of its own."""
-    pair, relax = small("sigmoid_belief_network", "bernoulli", seed), objectives.RELAX(x_dim=6, hidden=4).double()
+    pair = small("sigmoid_belief_network", "bernoulli", seed)
+    relax = objectives.RELAX(z=pv.nets.MLP(2, (4,), 1).double())
     return pv.fit(pair.model, pair.guide, bits(), relax, valid=bits(5, 1), ema=0.5, **options)
 
 
@@ -165,7 +166,9 @@ def differences(found, expected, where=""):
     if isinstance(expected, list | tuple):
         if len(found) != len(expected):
             return [f"{where}: other length"]
-        return [d for i, pair in enumerate(zip(found, expected, strict=True)) for d in differences(*pair, f"{where}/{i}")]
+        return [
+            d for i, pair in enumerate(zip(found, expected, strict=True)) for d in differences(*pair, f"{where}/{i}")
+        ]
     return (
         []
         if found == expected or (found != found and expected != expected)
