@@ -279,8 +279,9 @@ class _Loop:
         for batch in self.train.shuffled(self.order):
             info, n = self.step(batch), len(batch[0])
             # Summed as tensors: a step must not wait for the device.
-            prior = {} if info.log_prior is None else {"log_prior": info.log_prior}
-            for name, value in {"train_bound": info.bound, **prior, **info.penalties}.items():
+            besides = {"annealed_bound": info.annealed, "log_prior": info.log_prior}
+            besides = {name: value for name, value in besides.items() if value is not None}
+            for name, value in {"train_bound": info.bound, **besides, **info.penalties}.items():
                 totals[name] = totals.get(name, 0.0) + value * n
             rows += n
             bar.advance(partial(_note, epoch, self.epochs, totals["train_bound"], rows))
