@@ -17,7 +17,8 @@ class Fit:
 
     Attributes:
         history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
-            ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
+            ``"valid_bound"`` in nats per datum (sums over data / N), ``"annealed_bound"``, what was trained, where
+            options of the bound follow the step (the others have them at their ends), each penalty by name,
             ``"log_prior"``, the mean of log p(theta) / N, where there is a prior (what was made large is
             ``"train_bound"`` plus it), ``"seconds"`` since the start.
         best: the epoch whose parameters the programs now have, and its bound. The best one on the

@@ -23,6 +23,7 @@ from ppl_vae.fitted import Fit
 from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
 from ppl_vae.learning_rates import LearningRates
 from ppl_vae.objectives import facts
+from ppl_vae.objectives.schedules import settled
 from ppl_vae.parallel import LostWorker
 from ppl_vae.place import Place
 from ppl_vae.programs import forked_random_state
@@ -224,7 +225,7 @@ class Loop:
         if self.valid is None or best is None or (bound < best if self._lower_is_better else bound > best):
             place.best, place.stale = {"epoch": row["epoch"], "bound": bound}, 0
             self.best_state = copy.deepcopy(self.step.state_dict())
-        else:  # during warm-up a bound may well fall
+        elif settled(getattr(self.step, "objective", None)):  # during warm-up a bound may well fall
             place.stale += 1
         if self.folder:
             runs.append_metrics(self.folder, row)
@@ -281,7 +282,7 @@ class Loop:
 
 def _reported(info: Info) -> dict[str, Tensor]:
     """Return what a step reports, by what the history calls it."""
-    found = {"train_bound": info.bound, "annealed_bound": getattr(info, "annealed", None), "log_prior": info.log_prior}
+    found = {"train_bound": info.bound, "annealed_bound": info.annealed, "log_prior": info.log_prior}
     return {name: value for name, value in found.items() if value is not None} | dict(info.penalties)
 
 

@@ -105,7 +105,8 @@ def svi_step(
 
     Returns:
         A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum, and, where there is a prior,
-        ``info.log_prior``, log p(theta) / N.
+        ``info.log_prior``, log p(theta) / N. Where options of the bound follow the step (`objectives.Scheduled`),
+        ``info.bound`` has them at their ends, and ``info.annealed``, from the same draws, as they are.
 
     Raises:
         ValueError: the bound needs more particles; ``compile`` is none of the three; there is a prior under an upper
