@@ -273,10 +273,18 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritten(path, error) from error
         raise
     _sync_folder(path.parent)
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    """Return what to raise where a file could not be written, of the same kind."""
+    words = f"could not be written ({error.strerror or error}); what was there before is as it was"
+    return OSError(error.errno, words, str(path))
 
 
 def _sync_folder(folder: Path) -> None:

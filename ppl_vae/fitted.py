@@ -42,8 +42,9 @@ class Fit:
         held_out = "valid_bound" in self.history
         kept = "best on the validation data" if held_out else "the last"
         how = f" ({self.graphs} compiled graph{'s' * (self.graphs > 1)})" if self.graphs else ""
+        why = f" ({self.ended})" if self.ended else ""
         return (
-            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s{how}; kept epoch "
+            f"Trained for {epochs} epoch{'s' * (epochs != 1)} in {seconds:.1f} s{how}{why}; kept epoch "
             f"{self.best['epoch']:.0f} ({kept}): {self.best['bound']:.3f} nats per datum"
         )
 

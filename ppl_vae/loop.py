@@ -22,8 +22,7 @@ from ppl_vae.finiteness import check_epoch
 from ppl_vae.fitted import Fit
 from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
 from ppl_vae.learning_rates import LearningRates
-from ppl_vae.objectives import facts
-from ppl_vae.objectives.schedules import settled
+from ppl_vae.objectives import facts, settled
 from ppl_vae.parallel import LostWorker
 from ppl_vae.place import Place
 from ppl_vae.programs import forked_random_state

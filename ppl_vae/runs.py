@@ -99,8 +99,7 @@ def taken(
             _check_free(folder, resume, overwrite)  # before a lock is left in a folder of something else
             lock = _locked(folder)
             _check_free(folder, resume, overwrite)
-            if not resume:
-                _clear(folder)
+            _clear(folder, all_of_it=not resume)
         except OSError as error:
             problem = error
     try:
@@ -149,9 +148,9 @@ def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _clear(folder: Path) -> None:
-    """Remove a run."""
-    for path in _held(folder):
+def _clear(folder: Path, all_of_it: bool) -> None:
+    """Remove a run, or only what was being written when it was killed."""
+    for path in _held(folder) if all_of_it else folder.glob(".*.part"):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -204,7 +203,7 @@ def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
         writer.writeheader()
     writer.writerow(row)
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("ab") as file:
             file.write(text.getvalue().encode())
     except OSError:
         if path.exists():

@@ -170,7 +170,7 @@ def test_a_run_folder_can_be_read_again(pair, tmp_path):
 def test_a_run_folder_is_never_overwritten(pair, tmp_path):
     pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
     saved = (tmp_path / "run" / "best.pt").read_bytes()
-    with pytest.raises(FileExistsError, match=r"out: .*run exists and is not an empty folder"):
+    with pytest.raises(FileExistsError, match=r"out: .*run holds a run already; go on with it \(resume\), replace it"):
         pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
     assert (tmp_path / "run" / "best.pt").read_bytes() == saved
 
@@ -197,10 +197,10 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path):
 
 def test_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    with pytest.raises(ValueError, match="not a file of this library"):
         runs.read_best(tmp_path)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "best.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of this library"):
+    with pytest.raises(ValueError, match="not a file of this library"):
         runs.read_best(tmp_path)
 
 
