@@ -127,9 +127,6 @@ class Loop:
         self._begun -= self.place.seconds
         if self.place.ended in ("", "epochs"):  # as many as are asked for now
             self.place.ended = "epochs" if self.place.epoch > self.rules.epochs else ""
-        if self.folder:
-            runs.write_metrics(self.folder, self.place.history)
-            runs.write_best(self.folder, self.best_state, self.place.best)  # may be of a later epoch, or damaged
 
     def run(self) -> Fit:
         """Train to the end, and leave the step at its best state."""
@@ -137,6 +134,7 @@ class Loop:
             per_epoch = self.train.batches
             total = per_epoch and per_epoch * self.rules.epochs
             with progress_bar("Training", total, self.progress) as bar, interrupts() as self._heard:
+                self._go_back()
                 bar.advance(by=self.place.done)
                 while not self.place.ended:
                     self._epoch(bar)
@@ -156,6 +154,13 @@ class Loop:
             self.step.load_state_dict(self.best_state)
         ended = "" if self.place.ended == "epochs" else self.place.ended
         return Fit(self.place.history, self.place.best, self.folder, getattr(self.step, "graphs", 0), ended)
+
+    def _go_back(self) -> None:
+        """Have the files of a run that goes on be as they were: they may be of a later moment, or damaged."""
+        if self.folder and self.place.done:
+            runs.write_metrics(self.folder, self.place.history)
+            if self.place.best:
+                runs.write_best(self.folder, self.best_state, self.place.best)
 
     def _epoch(self, bar: Bar) -> None:
         """Step through what is left of an epoch, look at the validation data, and take note."""

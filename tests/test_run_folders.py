@@ -156,7 +156,7 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(tmp_path, often):
     before = contents(folder)
     with (
         disk_with_room_for(5000),
-        pytest.raises(OSError, match=r"could not be written \(File too large\).*(last|next)\.pt"),
+        pytest.raises(OSError, match=r"could not be written \(File too large"),
     ):
         run(RUNS["plain"], folder, resume=True)
     after = contents(folder)
