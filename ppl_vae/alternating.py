@@ -1,6 +1,7 @@
 """Variational EM: the guide's parameters and the model's move up a bound in turn."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ppl_vae.batches import Batch, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.compiling import Compiled
+from ppl_vae.diagnosing import NOTHING_FOUND
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import alike, with_index
 from ppl_vae.log_priors import LogPrior, prior_options
@@ -67,12 +69,33 @@ class VariationalEMStep:
             self.prepare(x)
         for step in self._steps():  # before either moves, as parameters may have been frozen since
             step.follow_optimizer()
+        finite = []
         if self.e_step is not None:
             for _ in range(self.e_steps):
-                self.e_step(x)
+                finite.append(self.e_step(x).finite)
         for _ in range(self.m_steps):
             info = self.m_step(x)
-        return info
+            finite.append(info.finite)
+        return replace(info, finite=torch.stack(finite).all())
+
+    def explain(self, x: Any, rows: Tensor | None = None) -> str:
+        """Say what is no finite number on a batch, and where it comes from: in the first step that meets any."""
+        found = [step.explain(x, rows) for step in self._steps()]
+        return next((words for words in found if words != NOTHING_FOUND), NOTHING_FOUND)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizers by their names as arguments."""
+        return {name: optimizer for step in self._steps() for name, optimizer in step.optimizers().items()}
+
+    @property
+    def faults(self) -> Tensor:
+        """How many updates were refused, ``()``; nobody has waited for it."""
+        return torch.stack([step.faults for step in self._steps()]).sum()
+
+    @property
+    def in_a_row(self) -> Tensor:
+        """The longest row of updates of either kind, each refused, up to now, ``()``."""
+        return torch.stack([step.in_a_row for step in self._steps()]).amax()
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""

@@ -26,7 +26,6 @@ __all__ = [
     "to_train",
 ]
 
-
 NO_STATE: dict[str, Any] = {}
 
 
@@ -73,6 +72,7 @@ class FusedAdam(torch.optim.Adam):
             raise ValueError("amsgrad: not part of this form of Adam; use torch.optim.Adam")
         # A gradient scaler then divides the gradients itself.
         self._step_supports_amp_scaling = False
+        self.found_inf: Tensor | None = None  # on the device: a step does nothing where it is 1
         self._lists: dict[int, tuple[list[int], list[tuple[list[Tensor], ...]]]] = {}
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class FusedAdam(torch.optim.Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._step_supports_amp_scaling, self._lists = False, {}
+        self._step_supports_amp_scaling, self._lists, self.found_inf = False, {}, None
 
     def _gathered(self, group: dict[str, Any]) -> list[tuple[list[Tensor], ...]]:
         """Return the parameters with gradients and their state as lists, one set for each device and type."""
@@ -138,7 +138,10 @@ class FusedAdam(torch.optim.Adam):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=group["maximize"],
+                found_inf=self.found_inf,
             )
+            if self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
 
 def to_train(programs: Programs, objective: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import unwritten
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.contract import ContractError
+from ppl_vae.diagnosing import NOTHING_FOUND, explain_replay
 from ppl_vae.objectives.options import whole
 from ppl_vae.optimizers import Role, check_kind, check_optimizer_state, held_by, moved_by
 from ppl_vae.parallel import workers
@@ -77,8 +78,9 @@ class Player:
         """Make the loss smaller; return what was found before."""
         self.follow_optimizer()
         self.update.clear()
-        value, reports, gradients = self.descent(batch)
-        self.update([*self._moved.values()], gradients, len(batch[0]))
+        with self.update.guarded(self.programs):
+            value, reports, gradients = self.descent(batch)
+            self.update([*self._moved.values()], gradients, len(batch[0]), [value, *reports.values()])
         return value, reports
 
     def follow_optimizer(self) -> None:
@@ -104,6 +106,17 @@ class Player:
                 f"{self.role.name}: {', '.join(unused[:3])} has no part in what it makes small, so that it would never "
                 f"train{hint}; use it, or freeze it with requires_grad_(False)"
             )
+
+    def explain(self, batch: Batch, roles: Mapping[str, Program], rows: Tensor | None) -> str:
+        """Say what is no finite number in its turn."""
+        trained = moved_by(self.optimizer, self.programs, self.role)
+
+        def replay() -> tuple[Mapping[str, Tensor], Any]:
+            loss, value, reports = self.turn(batch)
+            slopes = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+            return {"the loss": loss, **reports, "the value": value}, slopes
+
+        return explain_replay(replay, roles, self.programs, batch, trained, rows)
 
     def _descent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Any]:
         loss, value, reports = self.turn(batch)
@@ -165,17 +178,42 @@ class AdversarialStep:
     def __call__(self, x: Any) -> Info:
         """Move the critic, then the programs, on one batch.
 
-        The first batch is held to the contract before anything moves.
+        The first batch is held to the contract before anything moves. A turn whose loss or gradients are NaN or
+        infinite moves nothing: ``info.finite`` is False, and ``faults`` counts it.
         """
         batch = self._batch(x)
         if not self._checked:
             self.prepare(x)
         for player in self._players().values():  # before either moves, as parameters may have been frozen since
             player.follow_optimizer()
+        finite = []
         for _ in range(self.critic_steps):
             _, of_critic = self.critic_player.move(batch)
+            finite.append(self.critic_player.update.finite)
         value, reports = self.player.move(batch)
-        return Info(value, {**of_critic, **reports})
+        return Info(value, {**of_critic, **reports}, finite=torch.stack([*finite, self.player.update.finite]).all())
+
+    def explain(self, x: Any, rows: Tensor | None = None) -> str:
+        """Say which player's loss or gradient is no finite number on a batch, and where it comes from."""
+        batch = self._batch(x)
+        found = (
+            (name, player.explain(batch, self.objective.programs, rows)) for name, player in self._players().items()
+        )
+        return next((f"{name}: {words}" for name, words in found if words != NOTHING_FOUND), NOTHING_FOUND)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return both optimizers by their names as arguments."""
+        return {"optimizer": self.player.optimizer, "critic_optimizer": self.critic_player.optimizer}
+
+    @property
+    def faults(self) -> Tensor:
+        """How many turns were refused, ``()``; nobody has waited for it."""
+        return self.critic_player.update.faults + self.player.update.faults
+
+    @property
+    def in_a_row(self) -> Tensor:
+        """The longest row of turns of either player, each refused, up to now, ``()``."""
+        return torch.maximum(self.critic_player.update.in_a_row, self.player.update.in_a_row)
 
     def bound(self, x: Any) -> Tensor:
         """Return the value of the game at each datum, ``(B,)``, in evaluation mode and without gradient."""

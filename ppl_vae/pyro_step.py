@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ppl_vae.batches import Batch
 from ppl_vae.checking import check_arguments
 from ppl_vae.contract import DATA_PLATE, latents
+from ppl_vae.diagnosing import explain_replay
 from ppl_vae.objectives import elbo, facts
-from ppl_vae.optimizers import check_optimizer
+from ppl_vae.optimizers import check_optimizer, moved_by
 from ppl_vae.programs import Program, modes_and_buffers_kept, own_parameters, undisturbed
 from ppl_vae.svi import Info, SVIStep, check_options
 
@@ -74,10 +75,30 @@ class PyroStep(SVIStep):
         """
         batch = self._batch(x)
         self._check_once(batch)
-        with pyro.validation_enabled(False), _gradients_kept(self._not_held()):
-            bound = self._ascend(batch)
-        self.optimizer.step()
-        return Info(torch.tensor(bound, dtype=torch.float64))
+        held, averages = self._trained(), self._averages
+        with self.update.guarded(self.programs):
+            with pyro.validation_enabled(False), _gradients_kept(self._not_held()):
+                bound = torch.tensor(self._ascend(batch), dtype=torch.float64)
+            self.update(held, [p.grad for p in held], len(batch[0]), [bound.to(held[0].device)])
+        if not self.update.finite:  # Pyro has waited for the device anyway
+            self._averages = averages
+        return Info(bound, finite=self.update.finite)
+
+    def explain(self, x: Any, rows: Tensor | None = None) -> str:
+        """Say what is no finite number on a batch, and where it comes from; see `ppl_vae.diagnosing.explain`."""
+        batch, averages = self._batch(x), self._averages
+        trained = moved_by(self.optimizer, self.programs, self.role)
+
+        def replay() -> tuple[Mapping[str, Tensor], list[Tensor | None]]:
+            with _gradients_kept([*self._trained(), *self._not_held()]):
+                bound = torch.tensor(self._ascend(batch), dtype=torch.float64)
+                return {"the objective": bound}, [p.grad for p in trained.values()]
+
+        try:
+            roles = {"model": self.model, "guide": self.guide}
+            return explain_replay(replay, roles, self.programs, batch, trained, rows)
+        finally:
+            self._averages = averages
 
     def bound(self, x: Any) -> Tensor:
         """Return the mean over the batch for each of its rows, ``(B,)``: Pyro gives no more than totals."""

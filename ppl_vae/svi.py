@@ -15,11 +15,11 @@ from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
 from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
+from ppl_vae.diagnosing import explain
 from ppl_vae.estimation import estimate, weigh_for
 from ppl_vae.indexing import alike
 from ppl_vae.log_priors import LogPrior, check_log_prior
 from ppl_vae.objectives import Objective, facts
-from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, held_by, moved_by
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
@@ -43,12 +43,15 @@ class Info:
         log_prior: log p(theta) / N, nats per datum, where there is a prior; not part of the bound.
         annealed: the bound with its options as they were at this step, which is what has been trained, where they
             follow the step (`objectives.Scheduled`).
+        finite: whether all of this and of the gradients are finite numbers. If not, the batch was refused: it moved
+            nothing. None where a step does not tell.
     """
 
     bound: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Tensor | None = None
     annealed: Tensor | None = None
+    finite: Tensor | None = None
 
 
 class SVIStep:
@@ -112,18 +115,43 @@ class SVIStep:
         """Move the optimizer's parameters up the bound on one batch.
 
         The first batch is held to the contract (see `ppl_vae.check`) before anything moves; later
-        ones run without Pyro's validation.
+        ones run without Pyro's validation. A batch whose bound or gradients are NaN or infinite moves nothing:
+        ``info.finite`` is False, ``faults`` counts it, and `explain` says why.
         """
         batch = self._batch(x)
         self._check_once(batch)
         self.follow_optimizer()
         moved = [*self._moved.values()]
         self.update.clear()
+        with self.update.guarded(self.programs):
+            with self._cast(batch):
+                bound, annealed, penalties, log_prior, gradients = self._ascended(batch)
+            values = [bound, *penalties.values(), *(v for v in (annealed, log_prior) if v is not None)]
+            updated = self.update(moved, gradients, len(batch[0]), values)
+        if updated:
+            self.update.follow(self.objective)
+        return Info(bound, penalties, log_prior, annealed, self.update.finite)
+
+    def explain(self, x: Any, rows: Tensor | None = None) -> str:
+        """Say what is no finite number on a batch, and where it comes from; see `ppl_vae.diagnosing.explain`."""
+        batch, (trained, prior) = self._batch(x), (held_by(self.optimizer), self._log_prior_per_datum)
         with self._cast(batch):
-            bound, annealed, penalties, log_prior, gradients = self._ascended(batch)
-        if self.update(moved, gradients, len(batch[0])):
-            advance(self.objective)
-        return Info(bound, penalties, log_prior, annealed)
+            found = (self.model, self.guide, self.objective, batch, self.particles)
+            return explain(*found, rows=rows, trained=trained, log_prior=lambda: prior(batch))
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizer by its name as an argument."""
+        return {self.role.name: self.optimizer}
+
+    @property
+    def faults(self) -> Tensor:
+        """How many batches were refused, ``()``; nobody has waited for it."""
+        return self.update.faults
+
+    @property
+    def in_a_row(self) -> Tensor:
+        """How many of them since the last that was not, ``()``."""
+        return self.update.in_a_row
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""

@@ -47,11 +47,14 @@ MAY_IMPORT = {
     "watching": {"keeping", "programs", "surveying"},
     "replaying": set(),
     "parallel": {"batches"},
-    "updating": {"optimizers"},
+    "guarding": {"programs"},
+    "updating": {"guarding", "objectives", "optimizers", "programs"},
+    "diagnosing_sites": {"contract", "programs", "remarks", "weighing"},
+    "diagnosing": {"batches", "checking", "diagnosing_sites", "estimation", "programs", "remarks"},
     "adversarial": set(),
     "players": {
-        *("batches", "checking", "compiling", "contract", "objectives", "optimizers", "parallel", "programs", "svi"),
-        "updating",
+        *("batches", "checking", "compiling", "contract", "diagnosing", "objectives", "optimizers", "parallel"),
+        *("programs", "svi", "updating"),
     },
     "gan_steps": {
         *("adversarial", "batches", "checking", "contract", "objectives", "players", "programs", "tracing"),
@@ -68,6 +71,7 @@ MAY_IMPORT = {
         *(
             "batches",
             "checking",
+            "diagnosing",
             "fitted",
             "indexing",
             "objectives",
