@@ -1,16 +1,52 @@
 """Numbers that are none: found before a state is kept, and explained."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ppl_vae.batches import Source, not_finite
+from ppl_vae.batches import Batch, Source, not_finite
 from ppl_vae.checking import unmasked
-from ppl_vae.steps import Step
+from ppl_vae.programs import forked_random_state
+from ppl_vae.steps import Info, Step
+from ppl_vae.streams import put_back
 
-__all__ = ["check_epoch"]
+__all__ = ["BEST_ARE_BACK", "Taken", "check_epoch", "explained"]
+
+BEST_ARE_BACK = "the programs have their best parameters so far back"
+
+
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        info: what it reported.
+        batch: on which.
+        rows: of the data in the batch, where they are known.
+        random: state of torch's generators before it.
+    """
+
+    info: Info
+    batch: Batch
+    rows: Sequence[int] | None
+    random: Mapping[str, Tensor]
+
+
+def explained(step: Step, taken: Taken) -> str:
+    """Say where a number that is none came from, on a batch that was refused, by taking it again with the same noise.
+
+    Args:
+        step: as it is now; parameters may have moved since, where the device was not waited for.
+        taken: the step that was refused.
+    """
+    if not hasattr(step, "explain"):
+        return f"a batch was refused, since a number in it became NaN or infinite; {BEST_ARE_BACK}"
+    with forked_random_state():
+        put_back(taken.random)
+        found = step.explain(taken.batch, None if taken.rows is None else torch.tensor(taken.rows))
+    return f"{found}. The batch moved nothing; {BEST_ARE_BACK}"
 
 
 def check_epoch(row: Mapping[str, float], step: Step, train: Source, valid: Source | None) -> None:
@@ -32,9 +68,7 @@ def check_epoch(row: Mapping[str, float], step: Step, train: Source, valid: Sour
         repair = _rows_not_finite(step, train, valid) or (
             "Look at the data, try a smaller learning rate, or put a floor under the scales that networks give"
         )
-        raise FloatingPointError(
-            f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. {repair}"
-        )
+        raise FloatingPointError(f"{wrong[0]} in epoch {row['epoch']}; {BEST_ARE_BACK}. {repair}")
 
 
 def _rows_not_finite(step: Step, train: Source, valid: Source | None) -> str:

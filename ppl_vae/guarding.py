@@ -1,6 +1,6 @@
 """Keep what is no finite number out of parameters, optimizers and buffers; what a loop may do when it came."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any
 
@@ -266,17 +266,15 @@ def skip(step: Any, faults_so_far: int) -> bool:
     return True
 
 
-def back_off(factor: float = 0.5, most: int = 10, schedulers: Sequence[Any] = ()) -> Policy:
+def back_off(factor: float = 0.5, most: int = 10) -> Policy:
     """Return what makes the learning rates of a step smaller each time batches were refused, and then goes on.
 
-    It lasts: the rates from which schedules of torch's compute that of an update are made smaller too, as far as they
-    stand in the optimizer (``initial_lr``; those of ``OneCycleLR``). Others keep them in themselves, and so does
-    ``LambdaLR``, whose next step would undo it all: pass those as ``schedulers``.
+    It lasts: the rates from which schedules of torch's compute that of an update are made smaller too, where they stand
+    in the optimizer (``initial_lr``; those of ``OneCycleLR``); `ppl_vae.fit` sees to those that schedules keep.
 
     Args:
         factor: of the learning rates, between 0 and 1.
         most: batches refused in a row from which it stops, as smaller steps do not help.
-        schedulers: torch's learning-rate schedulers on the optimizers.
 
     Raises:
         ValueError: a number is out of range.
@@ -300,10 +298,6 @@ def back_off(factor: float = 0.5, most: int = 10, schedulers: Sequence[Any] = ()
         for optimizer in step.optimizers().values():
             for group in optimizer.param_groups:
                 group.update({name: _scaled(group[name], factor) for name in RATES if group.get(name) is not None})
-        for scheduler in schedulers:
-            for name in ("base_lrs", "max_lrs"):
-                if hasattr(scheduler, name):
-                    setattr(scheduler, name, [_scaled(rate, factor) for rate in getattr(scheduler, name)])
         return True
 
     return policy

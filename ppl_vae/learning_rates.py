@@ -1,6 +1,7 @@
 """torch's learning-rate schedulers, on the optimizers of a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -23,10 +24,11 @@ class LearningRates:
     Args:
         step: see `ppl_vae.steps.Step`, with ``optimizers()``.
         make: from an optimizer to a scheduler, or such functions by the optimizer's name; None for none.
+        updates: how many there will be, where that is known.
 
     Raises:
         TypeError: it makes something else.
-        ValueError: the step shows no optimizers, or none of a name.
+        ValueError: the step shows no optimizers, or none of a name; a cycle ends before the last update.
 
     Example:
         >>> from functools import partial
@@ -38,7 +40,7 @@ class LearningRates:
         (None, None, 0.5)
     """
 
-    def __init__(self, step: Any, make: Scheduler | Mapping[str, Scheduler] | None):
+    def __init__(self, step: Any, make: Scheduler | Mapping[str, Scheduler] | None, updates: int | None = None):
         self.schedulers: dict[str, LRScheduler] = {}
         if make is None:
             return
@@ -54,6 +56,12 @@ class LearningRates:
                 raise TypeError(
                     "scheduler: expected a function from an optimizer to one of torch's schedulers of it, such as "
                     f"partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100), found {function!r}"
+                )
+            total = getattr(scheduler, "total_steps", None)  # of OneCycleLR, which fails beyond it
+            if updates is not None and total is not None and total < updates:
+                raise ValueError(
+                    f"scheduler: {type(scheduler).__name__} has total_steps={total}, and there are {updates} updates; "
+                    f"give it total_steps={updates}"
                 )
             self.schedulers[name] = scheduler
 
@@ -71,6 +79,18 @@ class LearningRates:
             elif not isinstance(scheduler, BY_UPDATE):
                 scheduler.step()
 
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Have changes of learning rates inside last: what schedules compute later ones from changes by as much."""
+        before = {name: _rates(scheduler) for name, scheduler in self.schedulers.items()}
+        yield
+        for name, scheduler in self.schedulers.items():
+            ratios = [now / then if then else 1.0 for now, then in zip(_rates(scheduler), before[name], strict=True)]
+            for rates in ("base_lrs", "max_lrs"):
+                if hasattr(scheduler, rates):
+                    scaled = [rate * ratio for rate, ratio in zip(getattr(scheduler, rates), ratios, strict=True)]
+                    setattr(scheduler, rates, scaled)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each."""
         return {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
@@ -79,3 +99,7 @@ class LearningRates:
         """Take up a state; what an optimizer's rate is comes with the optimizer's."""
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state[name])
+
+
+def _rates(scheduler: LRScheduler) -> list[float]:
+    return [float(group["lr"]) for group in scheduler.optimizer.param_groups]

@@ -18,8 +18,9 @@ from ppl_vae import runs
 from ppl_vae.arguments import whole
 from ppl_vae.averaging import Average
 from ppl_vae.batches import Batch, Source
-from ppl_vae.finiteness import check_epoch
+from ppl_vae.finiteness import BEST_ARE_BACK, Taken, check_epoch, explained
 from ppl_vae.fitted import Fit
+from ppl_vae.guarding import Policy, stop
 from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
 from ppl_vae.learning_rates import LearningRates
 from ppl_vae.objectives import facts, settled
@@ -28,12 +29,14 @@ from ppl_vae.place import Place
 from ppl_vae.programs import forked_random_state
 from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.steps import Info, Step
-from ppl_vae.streams import Streams
+from ppl_vae.streams import Streams, current
 
 __all__ = ["Loop", "Rules", "check_rules"]
 
 # Often enough that little is lost, seldom enough that writing costs nothing.
 SECONDS_BETWEEN_SAVES = 20.0
+
+BATCHES_BETWEEN_LOOKS = 50
 
 Row = Mapping[str, float]
 
@@ -48,6 +51,7 @@ class Rules:
     ema: float | None = None
     scheduler: Any = None
     callbacks: Sequence[Callable[[Row], Any]] = ()
+    on_fault: Policy = stop
 
 
 def check_rules(rules: Rules, valid: Source | None, resume: bool, overwrite: bool, out: Any) -> None:
@@ -95,9 +99,13 @@ class Loop:
         self.streams = Streams([self.order, *train.generators()])
         self.place = Place()
         self.average = None if rules.ema is None else Average(step.programs.parameters(), rules.ema)
-        self.rates = LearningRates(step, rules.scheduler)
+        self.rates = LearningRates(step, rules.scheduler, self._updates())
         self.best_state = copy.deepcopy(step.state_dict())
         self._lower_is_better = facts(getattr(step, "objective", None)).upper
+        self.unseen: list[Taken] = []
+        # To look at a number waits for the device, but on a CPU.
+        on_cpu = getattr(getattr(getattr(step, "programs", None), "device", None), "type", "cpu") == "cpu"
+        self._looks_every = 1 if on_cpu else BATCHES_BETWEEN_LOOKS
         self._heard = Interrupts()
         self._saved = self._begun = time.monotonic()
         self._best_written: float | None = None
@@ -169,7 +177,8 @@ class Loop:
             self._train(batch)
             bar.advance(partial(_note, place, self.rules.epochs))
             self._pause()
-        row = {"epoch": place.epoch, **{name: float(total) / place.rows for name, total in place.totals.items()}}
+        self._look()
+        row = {"epoch": place.epoch, **self._means()}
         with self.average.in_place() if self.average else nullcontext():
             if self.valid is not None:
                 row["valid_bound"] = self._validate()
@@ -179,6 +188,14 @@ class Loop:
         self.rates.after_epoch(-self._judged(row))
         place.turn()
         self._end(row)
+
+    def _means(self) -> dict[str, float]:
+        """Return the means of an epoch over its data, but for batches that were refused."""
+        place = self.place
+        if place.rows == 0:
+            raise FloatingPointError(f"every batch of epoch {place.epoch} was NaN or infinite; {BEST_ARE_BACK}")
+        means = {name: float(total) / place.rows for name, total in place.totals.items()}
+        return means | ({} if self.rules.on_fault is stop else {"faults": place.faults})
 
     def _batches(self) -> Iterator[Batch]:
         """Return the batches that are left of the epoch."""
@@ -193,15 +210,33 @@ class Loop:
         return batches
 
     def _train(self, batch: Batch) -> None:
-        """Take one step, and sum up what it reports."""
-        place, info, n = self.place, self.step(batch), len(batch[0])
-        for name, value in _reported(info).items():  # as tensors: a step must not wait for the device
-            place.totals[name] = place.totals.get(name, 0.0) + value * n
-        place.rows, place.batches, place.done = place.rows + n, place.batches + 1, place.done + 1
+        """Take one step."""
+        place, random = self.place, current()
+        self.unseen.append(Taken(self.step(batch), batch, self.train.rows_of(place.batches), random))
+        place.batches, place.done = place.batches + 1, place.done + 1
+        if len(self.unseen) >= self._looks_every:
+            self._look()
         if place.done % getattr(self.step, "accumulate", 1) == 0:
             self.rates.after_update()
             if self.average is not None:
                 self.average.update()
+
+    def _look(self) -> None:
+        """Sum up what steps report; ask what to do about those that were refused."""
+        place, taken = self.place, self.unseen
+        self.unseen = []
+        for step in taken:
+            if step.info.finite is None or bool(step.info.finite):
+                place.in_a_row = 0
+                for name, value in _reported(step.info).items():
+                    place.totals[name] = place.totals.get(name, 0.0) + value * len(step.batch[0])
+                place.rows += len(step.batch[0])
+            else:
+                place.faults, place.in_a_row = place.faults + 1, place.in_a_row + 1
+                with self.rates.lasting():
+                    go_on = self.rules.on_fault(self.step, place.in_a_row)
+                if not go_on:
+                    raise FloatingPointError(f"epoch {place.epoch}, {explained(self.step, step)}")
 
     def _validate(self) -> float:
         bounds = []
@@ -264,6 +299,7 @@ class Loop:
         """Write where the run is, whole or not at all."""
         if not self.folder:
             return
+        self._look()
         self.place.seconds = time.monotonic() - self._begun
         content = {"settings": dict(self.settings), "place": self.place.state_dict(), "step": self.step.state_dict()}
         content |= {"best_state": self.best_state if self.place.best else None, "streams": self.streams.state()}
@@ -280,6 +316,11 @@ class Loop:
             runs.write_best(self.folder, self.best_state, best)
             self._best_written = best["epoch"]
 
+    def _updates(self) -> int | None:
+        """Return how many updates there will be, where that is known."""
+        batches = self.train.batches
+        return batches and batches * self.rules.epochs // getattr(self.step, "accumulate", 1)
+
     def _functions(self) -> Mapping[str, Any]:
         return self.step.functions() if hasattr(self.step, "functions") else {}
 
@@ -291,4 +332,6 @@ def _reported(info: Info) -> dict[str, Tensor]:
 
 
 def _note(place: Place, epochs: int) -> str:
+    if not place.rows:
+        return f"epoch {place.epoch}/{epochs}"
     return f"epoch {place.epoch}/{epochs}, bound {float(place.totals['train_bound']) / place.rows:.2f} nats per datum"

@@ -15,8 +15,10 @@ class Place:
     Attributes:
         epoch: the one under way, from 1.
         batches: how many of it are done.
-        rows: how many data these had.
+        rows: how many data these had, but for those that were refused.
         totals: sums over these data, by what the history calls them.
+        faults: batches of it that were refused.
+        in_a_row: batches refused since the last that was not.
         start: state of all random numbers at the epoch's start; None before the first.
         done: batches in all epochs.
         history: of the epochs before.
@@ -30,6 +32,8 @@ class Place:
     batches: int = 0
     rows: int = 0
     totals: dict[str, Tensor] = field(default_factory=dict)
+    faults: int = 0
+    in_a_row: int = 0
     start: dict[str, Any] | None = None
     done: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -40,7 +44,7 @@ class Place:
 
     def turn(self) -> None:
         """Begin the next epoch."""
-        self.epoch, self.batches, self.rows, self.totals = self.epoch + 1, 0, 0, {}
+        self.epoch, self.batches, self.rows, self.totals, self.faults = self.epoch + 1, 0, 0, {}, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it; tensors are not copied."""

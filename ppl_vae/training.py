@@ -15,6 +15,7 @@ from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
+from ppl_vae.guarding import Policy, stop
 from ppl_vae.indexing import alike, check_reach, with_index
 from ppl_vae.learning_rates import Scheduler
 from ppl_vae.log_priors import LogPrior, prior_options
@@ -59,6 +60,7 @@ def fit(
     ema: float | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callable[[Mapping[str, float]], Any]] = (),
+    on_fault: Policy = stop,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Fit:
@@ -106,6 +108,10 @@ def fit(
             the objective still moves.
         callbacks: functions that are given the row of the history after each epoch; one that returns True ends
             training.
+        on_fault: what to do about a batch whose bound or gradients are NaN or infinite. Such a batch never moves
+            anything. `ppl_vae.guarding.stop` stops, and says where the number came from, `ppl_vae.guarding.skip` goes
+            on without it, ``ppl_vae.guarding.back_off()`` goes on with smaller learning rates; the history then counts
+            such batches as ``"faults"``.
         resume: go on with the run in ``out``, if there is one, with the same programs, data and settings (more epochs
             may be asked for): on a CPU its end is that of a run without interruption, bit for bit. What data loaders
             draw from other generators than torch's is not part of that.
@@ -120,7 +126,8 @@ def fit(
         BlockingIOError: another run is at work in ``out``.
         KeyboardInterrupt, SystemExit: somebody pressed Ctrl-C, or sent SIGTERM; with ``out``, the run is saved there.
             The best parameters so far are back.
-        FloatingPointError: the bound became NaN or infinite. The best parameters so far are back.
+        FloatingPointError: a bound, a gradient or a parameter became NaN or infinite; the message names the site or
+            parameter, the datum and the tensor where it began. The best parameters so far are back.
 
     Reference: as `svi_step`.
 
@@ -161,7 +168,7 @@ def fit(
                 f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
                 "a multiple"
             )
-        rules = Rules(epochs, seed, patience, ema, scheduler, callbacks)
+        rules = Rules(epochs, seed, patience, ema, scheduler, callbacks, on_fault)
         check_rules(rules, held_out, resume, overwrite, out)
         drawn = getattr(objective, "num_particles", particles)
         settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}

@@ -6,10 +6,10 @@ import pairs
 import pytest
 import torch
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 import ppl_vae as pv
-from ppl_vae import objectives
+from ppl_vae import guarding, objectives
 
 ROWS, BATCH = 12, 4
 
@@ -115,7 +115,7 @@ def test_a_plateau_is_one_of_the_validation_bound(pair):
 def test_schedulers_by_the_name_of_an_optimizer(pair):
     optimizers = {"guide_optimizer": Adam(pair.guide.parameters()), "model_optimizer": Adam(pair.model.parameters())}
     step = pv.variational_em_step(pair.model, pair.guide, **optimizers)
-    pv.fit(step=step, data=pair.data(), epochs=2, scheduler={"guide_optimizer": partial(ExponentialLR, gamma=0.1)})
+    pv.fit(step=step, data=pair.data(), epochs=3, scheduler={"guide_optimizer": partial(ExponentialLR, gamma=0.1)})
     assert [o.param_groups[0]["lr"] for o in optimizers.values()] == pytest.approx([1e-5, 1e-3])
 
 
@@ -126,6 +126,11 @@ WRONG = {
         {"scheduler": {"critic_optimizer": partial(ExponentialLR, gamma=0.1)}},
         ValueError,
         "scheduler: no optimizer is called 'critic_optimizer'; there are optimizer",
+    ),
+    "too short a cycle": (
+        {"scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=7), "batch_size": 4, "epochs": 4},
+        ValueError,
+        "scheduler: OneCycleLR has total_steps=7, and there are 8 updates",
     ),
     "patience without validation": ({"patience": 3}, ValueError, "patience: it looks at the bound of validation data"),
     "no patience": ({"patience": 0, "valid": torch.ones(2, 6).double()}, ValueError, "patience: expected a whole"),
@@ -141,7 +146,7 @@ def test_wrong_options_are_named_and_change_nothing(pair, case, tmp_path):
     options, kind, message = WRONG[case]
     before = {name: p.detach().clone() for name, p in pair.parameters().items()}
     with pytest.raises(kind, match=message):
-        pv.fit(pair.model, pair.guide, pair.data(), epochs=1, **options)
+        pv.fit(pair.model, pair.guide, pair.data(), **{"epochs": 1, **options})
     assert all(torch.equal(p, before[name]) for name, p in pair.parameters().items())
     assert list(tmp_path.iterdir()) == []
 
@@ -176,6 +181,58 @@ def test_training_ends_when_the_validation_bound_gets_no_better():
     assert result.history["valid_bound"] == [-5.0, -2.0, -4.0, -3.0]
     assert result.best == {"epoch": 2, "bound": -2.0}
     assert result.ended == "no better validation bound for 2 epochs"
+
+
+class Faulty(Scripted):
+    """Refuses some batches, by number."""
+
+    def __init__(self, refused):
+        super().__init__([])
+        self.refused, self.asked = refused, []
+
+    def __call__(self, x):
+        self.epochs += 1
+        self.asked.append(float(x[0][0, 0]))
+        bad = self.epochs in self.refused
+        return pv.Info(bound=torch.tensor(float("nan") if bad else float(x[0].mean())), finite=torch.tensor(not bad))
+
+
+def test_refused_batches_are_left_out_of_means_and_counted():
+    x, step = torch.arange(6.0).unsqueeze(1), Faulty({2, 5})
+    result = pv.fit(step=step, data=x, epochs=2, batch_size=2, on_fault=guarding.skip)
+    assert result.history["faults"] == [1, 1]
+    assert all(0 <= bound <= 5 for bound in result.history["train_bound"])
+    assert "faults" not in pv.fit(step=Faulty(set()), data=x, epochs=2).history
+
+
+def test_policies_hear_how_many_were_refused_in_a_row():
+    heard, x = [], torch.zeros(5, 1)
+    pv.fit(step=Faulty({2, 3, 5, 7}), data=x, epochs=2, batch_size=1, on_fault=lambda step, n: heard.append(n) or True)
+    assert heard == [1, 2, 1, 1]
+
+
+def test_an_epoch_without_any_good_batch_stops():
+    x = torch.zeros(4, 1)
+    with pytest.raises(FloatingPointError, match="every batch of epoch 2 was NaN or infinite"):
+        pv.fit(step=Faulty({3, 4}), data=x, epochs=3, batch_size=2, on_fault=guarding.skip)
+
+
+def test_smaller_learning_rates_last_under_a_schedule(pair):
+    x = pair.data(ROWS)
+    optimizer = optimizer_of(pair)
+    step = pv.svi_step(pair.model, pair.guide, optimizer=optimizer)
+    seen, calls = [], []
+
+    class Sometimes(Watched):
+        def __call__(self, x):
+            calls.append(1)
+            info = super().__call__(x)
+            return pv.Info(info.bound, finite=torch.tensor(len(calls) != 5))
+
+    watched = Sometimes(step, lambda: seen.append(optimizer.param_groups[0]["lr"]))
+    scheduler = partial(LambdaLR, lr_lambda=lambda epoch: 1.0)
+    pv.fit(step=watched, data=x, batch_size=BATCH, epochs=4, scheduler=scheduler, on_fault=guarding.back_off())
+    assert seen == [0.1] * 5 + [0.05] * 7
 
 
 @pytest.mark.parametrize(("warm_up", "epochs"), [(0, 3), (4, 5), (6, 7)])

@@ -222,7 +222,7 @@ def test_a_bound_that_is_no_number_stops_and_gives_the_best_parameters_back(pair
         steps.append(1)
         return pv.objectives.elbo(particles) + (float("nan") if len(steps) > 5 else 0.0)
 
-    with pytest.raises(FloatingPointError, match=r"the train_bound became nan in epoch 3.*best parameters so far"):
+    with pytest.raises(FloatingPointError, match=r"epoch 3, the objective is nan.*best parameters so far"):
         pv.fit(pair.model, pair.guide, pair.data(10), objective=sometimes, epochs=5, batch_size=5)
     assert all(p.isfinite().all() for p in pair.parameters().values())
 
@@ -232,7 +232,7 @@ def test_rows_that_are_no_numbers_are_named_beyond_the_first_batch_too(verb):
     model, x = LinearGaussian(x_dim=3, z_dim=2), torch.randn(40, 3)
     guide = Normal(x_dim=3, z_dim=2, hidden=(4,))
     x[[17, 31], 1] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"became nan in epoch 1.*data: rows 17, 31 of part 0 hold NaN or inf"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, data: part 0 .* is nan at .*\(row (17|31) of the data set"):
         verb(model, guide, x, epochs=2, batch_size=10)
     x[[17, 31], 1] = 0.0
     valid = x.clone()
@@ -256,10 +256,10 @@ def test_values_that_a_mask_covers_are_not_blamed():
     x, observed = torch.randn(40, 3), torch.ones(40, 3, dtype=torch.bool)
     observed[4, 1] = False
     x[4, 1] = x[17, 2] = torch.nan
-    with pytest.raises(FloatingPointError, match="data: row 17 of part 0 holds"):
+    with pytest.raises(FloatingPointError, match=r"data: part 0 .*\(row 17 of the data set"):
         pv.fit(model, guide, (x, observed), epochs=1, batch_size=10)
     x[17, 2], hot = 0.0, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=torch.inf)
-    with pytest.raises(FloatingPointError, match=r"back\. Look at the data, try a smaller learning rate"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, "):
         pv.fit(model, guide, (x, observed), epochs=1, batch_size=10, optimizer=hot)
 
 
@@ -340,7 +340,9 @@ def test_a_gradient_that_is_no_number_never_becomes_the_best_state(pair):
         return pv.objectives.elbo(particles) + 0 * (particles.log_w.sum(0) * 0).sqrt()
 
     before = {name: p.detach().clone() for name, p in pair.parameters().items()}
-    with pytest.raises(FloatingPointError, match="a parameter became NaN or infinite in epoch 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 1, the gradient of model.* is NaN or infinite.*derivative of Sqrt"
+    ):
         pv.fit(pair.model, pair.guide, pair.data(10), objective=broken, epochs=5, batch_size=10)
     assert all(torch.equal(p, before[name]) for name, p in pair.parameters().items())
 

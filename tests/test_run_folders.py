@@ -131,11 +131,11 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 
 
 def test_a_finished_run_can_be_given_more_epochs(tmp_path):
-    assert run(RUNS["averaged"], tmp_path / "long", epochs=6)
-    assert run(RUNS["averaged"], tmp_path / "run", epochs=2)
-    assert run(RUNS["averaged"], tmp_path / "run", epochs=6, resume=True)
+    assert run(RUNS["baselined"], tmp_path / "long", epochs=6)
+    assert run(RUNS["baselined"], tmp_path / "run", epochs=2)
+    assert run(RUNS["baselined"], tmp_path / "run", epochs=6, resume=True)
     assert differences(state(tmp_path / "run"), state(tmp_path / "long")) == []
-    assert run(RUNS["averaged"], tmp_path / "run", epochs=3, resume=True)  # which it has had
+    assert run(RUNS["baselined"], tmp_path / "run", epochs=3, resume=True)  # which it has had
     assert runs.read_metrics(tmp_path / "run")["epoch"] == [1, 2, 3, 4, 5, 6]
 
 
