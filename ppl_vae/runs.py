@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.csv", "checkpoint.pt"
+# Bytes of files that are parsed as text, which takes minutes for a hundred megabytes.
+LARGEST = {CONFIG: 10**6, METRICS: 10**8}
 
 
 def evaluation_name(particles: int | str, seed: int | str) -> str:
@@ -91,13 +93,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        ValueError: its settings are damaged, or far too large to be any.
     """
-    return tomllib.loads(_existing(folder, CONFIG).read_text())
+    path = _existing(folder, CONFIG)
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not the settings of a run ({error}); restore it from a copy") from error
 
 
 def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
     """Add an epoch's row to ``metrics.csv``, with a header before the first."""
     path = folder / METRICS
+    if path.is_symlink():  # appending follows it, out of a folder that somebody else may have made
+        raise ValueError(f"{path}: a link, to which nothing is appended; replace it by the file itself")
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(row))
@@ -107,10 +116,19 @@ def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, list[float]]:
-    """Return ``metrics.csv`` as columns."""
-    with _existing(folder, METRICS).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    """Return ``metrics.csv`` as columns.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: a cell is no number, or the file something else.
+    """
+    path = _existing(folder, METRICS)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    except (ValueError, TypeError, csv.Error) as error:  # of cells that are words, that lack or are too many
+        raise ValueError(f"{path}: not the numbers of a run ({error}); restore it from a copy, or remove it") from error
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
@@ -140,4 +158,8 @@ def _existing(folder: Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.exists():
         raise FileNotFoundError(f"{folder}: not a finished run (it has no {name})")
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path}: a folder or a device, where a file is expected; restore the run from a copy")
+    if (size := path.stat().st_size) > LARGEST.get(name, size):
+        raise ValueError(f"{path}: its {size} bytes are more than a run leaves; restore it from a copy")
     return path
