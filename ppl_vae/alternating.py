@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch, source
 from ppl_vae.checking import check
+from ppl_vae.compiling import Compiled
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import alike, with_index
 from ppl_vae.log_priors import LogPrior, prior_options
@@ -87,6 +88,10 @@ class VariationalEMStep:
     def graphs(self) -> int:
         """How many graphs were made of both."""
         return sum(step.graphs for step in self._steps())
+
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        return {f"{name}.{part}": f for name, step in self._named().items() for part, f in step.functions().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the state of both optimizers."""

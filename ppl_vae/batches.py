@@ -1,5 +1,6 @@
 """Data as batches: tensors in memory are sliced, everything else goes through a DataLoader."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,6 +101,21 @@ class Source:
         """Yield one epoch in an order drawn from the generator, transformed."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """Return a word that tells data apart, by the number of rows and the first of them."""
+        digest = hashlib.sha256()
+        for part in next(iter(self)):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return f"{self.rows} rows, {digest.hexdigest()[:16]}"
+
+    def generators(self) -> list[torch.Generator]:
+        """Return the generators of its own, on which the order depends."""
+        return []
+
+    def rows_of(self, batch: int) -> list[int] | None:
+        """Return which rows of the data the batch of this number had, in the latest epoch, or None where unknown."""
+        return None
+
     def on(self, device: torch.device | None) -> "Source":
         """Return the data where a device reaches them best: themselves, if they come in batches."""
         return self
@@ -124,6 +140,11 @@ class InMemory(Source):
         super().__init__(batch_size, transform)
         self.tensors = tensors
         self.rows = len(tensors[0])
+        self._order = torch.arange(0)
+
+    def rows_of(self, batch: int) -> list[int]:
+        """Return which rows of the data the batch of this number had, in the latest epoch."""
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
     def on(self, device: torch.device | None) -> Source:
         """Return the same data on a device, so that no batch has to travel."""
@@ -135,8 +156,8 @@ class InMemory(Source):
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield one epoch in an order drawn from the generator, transformed."""
-        order = torch.randperm(self.rows, generator=generator).to(self.tensors[0].device)
-        for rows in order.split(self.batch_size):
+        self._order = torch.randperm(self.rows, generator=generator)
+        for rows in self._order.to(self.tensors[0].device).split(self.batch_size):
             yield self._transformed(tuple(t[rows] for t in self.tensors))
 
 
@@ -181,6 +202,17 @@ class Loaded(Source):
         super().__init__(loader.batch_size or 1, transform)
         self.loader = loader
         self.rows = _drawn_from(loader)
+
+    def digest(self) -> str:
+        """Return a word that tells data apart; the first rows of a loader may be drawn."""
+        return f"{self.rows} rows"
+
+    def generators(self) -> list[torch.Generator]:
+        """Return the generators of the loader and of its samplers."""
+        inner = getattr(self.loader.batch_sampler, "sampler", None)
+        owners = (self.loader, self.loader.sampler, self.loader.batch_sampler, inner)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return [generator for generator in found if generator is not None]
 
     @property
     def batches(self) -> int | None:

@@ -45,9 +45,11 @@ class Graph:
         inputs: stand-ins for its inputs, by which a compiler knows shapes and types.
         run: what is called: the module, or what a compiler made of it.
         watch: what must be as it was for the graph to hold.
+        rows: of the batch for which it was made.
     """
 
     watch: Any = None
+    rows: int = 0
 
     def __init__(self, tensors: Sequence[Tensor], batch: Batch, any_size: bool):
         self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)

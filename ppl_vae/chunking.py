@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from ppl_vae.batches import Batch
 from ppl_vae.compiling import Compiled
 from ppl_vae.objectives import Objective, facts
+from ppl_vae.objectives.schedules import reported
 from ppl_vae.objectives.vocabulary import mean_penalties
 from ppl_vae.particles import Particles
 from ppl_vae.programs import modes_and_buffers_kept
@@ -62,12 +63,14 @@ class ChunkedAscent:
         self._densities, self._gradients = compiled(self._weigh), compiled(self._pull_back)
         self._prior = None if prior is None else compiled(prior)
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None, list[Tensor | None]]:
-        """Return bound and penalties, averaged over the batch, log prior, and gradients of what is made small."""
+    def __call__(
+        self, batch: Batch
+    ) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor], Tensor | None, list[Tensor | None]]:
+        """Return bound, annealed bound and penalties, averaged over the batch, log prior, and gradients."""
         device = batch[0].device
         found, states = self._drawn(batch)
         after = _random_state(device)
-        bound, penalties, slopes = self._outer(found)
+        bound, annealed, penalties, slopes = self._outer(found)
         log_prior, gradients = None, [None] * len([*self.moved()])
         if self._prior is not None:
             log_prior, gradients = self._prior((batch[0][:1],))  # which says on what device, and no more
@@ -79,7 +82,7 @@ class ChunkedAscent:
                 new = self._gradients((*batch, *(self._part(slope, i) for slope in slopes)))
             gradients = [_added(total, part) for total, part in zip(gradients, new, strict=True)]
         _set_random_state(device, after)
-        return bound, penalties, log_prior, gradients
+        return bound, annealed, penalties, log_prior, gradients
 
     @torch.no_grad()
     def value(self, batch: Batch) -> Tensor:
@@ -108,16 +111,18 @@ class ChunkedAscent:
 
     def forget(self) -> None:
         """Drop all graphs."""
-        for function in self._functions():
+        for function in self.functions().values():
             function.forget()
 
     @property
     def count(self) -> int:
         """How many graphs there are."""
-        return sum(function.count for function in self._functions())
+        return sum(function.count for function in self.functions().values())
 
-    def _functions(self) -> list[Compiled]:
-        return [f for f in (self._densities, self._gradients, self._prior) if f is not None]
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        found = {"densities": self._densities, "gradients": self._gradients, "prior": self._prior}
+        return {name: function for name, function in found.items() if function is not None}
 
     @property
     def planned(self) -> int | None:
@@ -137,18 +142,19 @@ class ChunkedAscent:
         self._like = replace(record, values=_Untold(facts(self.objective).name), **{field: {} for field in FIELDS})
         return {field: dict(getattr(record, field)) for field in FIELDS}
 
-    def _outer(self, found: list[Densities]) -> tuple[Tensor, Mapping[str, Tensor], list[Tensor]]:
-        """Return bound, penalties, and the slope of what is made small in each density, ``(B, ..., K)``."""
+    def _outer(self, found: list[Densities]) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor], list[Tensor]]:
+        """Return bound, annealed bound, penalties, and the slope of what is made small in each density."""
         record = joined(found, self._like)
         leaves = [density.requires_grad_() for density in _tensors(record)]
         sign = -1.0 if facts(self.objective).upper else 1.0
         with torch.enable_grad():
-            value = self.objective(record)
+            trained = self.objective(record)
             added, penalties = mean_penalties(record)
-            slopes = torch.autograd.grad(-(sign * value + added).mean(), leaves, allow_unused=True)
+            slopes = torch.autograd.grad(-(sign * trained + added).mean(), leaves, allow_unused=True)
+        value, annealed = (part if part is None else part.mean() for part in reported(self.objective, record, trained))
         filled = [torch.zeros_like(d) if s is None else s for s, d in zip(slopes, leaves, strict=True)]
         means = {name: penalty.mean() for name, penalty in penalties.items()}
-        return value.detach().mean(), means, [slope.movedim(-1, 0) for slope in filled]
+        return value, annealed, means, [slope.movedim(-1, 0) for slope in filled]  # (B, ..., K)
 
     def _part(self, slope: Tensor, i: int) -> Tensor:
         """Return the slopes of one chunk; those of a density without particles belong to the first."""

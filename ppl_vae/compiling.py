@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,8 @@ class Compiled:
         self._watch: Watch | None = None
         self._patience: float | None = None if compile == "auto" else 1
         self._runs: Counter = Counter()
+        self._earlier: Mapping[str, Any] | None = None
+        self._kind: Any = None
         self._misses = 0
         self._last: tuple[Any, Any] = (None, None)
 
@@ -105,12 +107,39 @@ class Compiled:
         """How many graphs there are."""
         return sum(map(len, self.graphs.values()))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return which graphs there are and what decides on more, as far as the present programs and shapes go.
+
+        A graph and an eager run differ in rounding, and so do graphs made for other numbers of rows: whoever goes on
+        elsewhere, bit for bit, needs the same graphs at the same time.
+        """
+        if self._earlier:
+            return dict(self._earlier)
+        runs = {rows: n for (kind, rows), n in self._runs.items() if _same(kind, self._kind)}
+        latest = [graph.rows for graph in next(reversed(self.graphs.values()), ())]
+        return {"patience": self._patience, "rows": latest, "runs": runs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; a function that has graphs already goes on with them."""
+        if not self.graphs:
+            self._patience, self._earlier = state["patience"], dict(state)
+
+    def _go_on(self, batch: Batch) -> None:
+        """Make the graphs that there were, of stand-ins with as many rows, and count on."""
+        earlier, self._earlier = self._earlier, None
+        for rows in earlier["rows"]:
+            self._add_or_give_up(tuple([part[:1].expand(rows, *part.shape[1:]).contiguous() for part in batch]))
+        key = self._key(batch)
+        self._runs.update({(key if self.graphs else key[1:], rows): n for rows, n in earlier["runs"].items()})
+
     def _graph(self, batch: Batch) -> "Graph | None":
         """Return the graph that holds for a batch, a new one if that pays, or None."""
         if _PYRO_STACK or self._parameters_replaced():  # neither of which a key could tell
             self._say("a Pyro handler is open around it, or a tensor in Pyro's store has been replaced")
             return None
         batch = tuple([part.contiguous() for part in batch])
+        if self._earlier:
+            self._go_on(batch)
         key, rows = self._key(batch), batch[0].shape[0]
         if _same(key, self._last[0]) and self._last[1].serves(rows):  # faster than a look-up
             return self._last[1]
@@ -121,11 +150,14 @@ class Compiled:
         if len(self._runs) > MOST_COUNTED:
             self._runs.clear()
         # Until there is a graph, it is unknown which of the changes in Python matter (a draw that is kept does not).
-        kind = (key if self.graphs else key[1:], rows)
-        self._runs[kind] += 1
-        if not self._pays(self._runs[kind]):
+        self._kind = key if self.graphs else key[1:]
+        self._runs[self._kind, rows] += 1
+        if not self._pays(self._runs[self._kind, rows]):
             self._notice_miss(key)
             return None
+        return self._add_or_give_up(batch)
+
+    def _add_or_give_up(self, batch: Batch) -> "Graph | None":
         from ppl_vae.capture import CannotCapture
 
         try:
@@ -186,7 +218,7 @@ class Compiled:
         lower(graph)
         if on_gpu:
             graph.run = Replayed(graph.run, graph.fixed, record)
-        graph.watch = self._watch
+        graph.watch, graph.rows = self._watch, batch[0].shape[0]
         self.graphs.setdefault(self._key(batch), []).append(graph)
         return graph
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ppl_vae.objectives.schedules import reported
 from ppl_vae.objectives.vocabulary import Estimate, Objective, facts, mean_penalties
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program
@@ -21,7 +22,8 @@ def estimate(objective: Any, model: Program, guide: Program, x: Any, particles: 
         particles: K.
 
     Returns:
-        `Estimate`. The surrogate is larger-is-better: that of an upper bound has its sign turned.
+        `Estimate`. The surrogate is larger-is-better: that of an upper bound has its sign turned. Of a bound whose
+        options follow the step (`Scheduled`), value and annealed value are of the same draws.
 
     Example:
         >>> from ppl_vae.models.vae import VAE
@@ -34,11 +36,13 @@ def estimate(objective: Any, model: Program, guide: Program, x: Any, particles: 
     if hasattr(objective, "estimate"):
         found = objective.estimate(model, guide, x, particles)
         value, surrogate = found
-        return Estimate(value, sign * surrogate, getattr(found, "penalties", {}), getattr(found, "scale", 1.0))
+        besides = {name: getattr(found, name) for name in ("penalties", "scale", "annealed") if hasattr(found, name)}
+        return Estimate(value, sign * surrogate, **besides)
     record = weigh_for(objective, model, guide, x, particles)
-    value = objective(record)
+    trained = objective(record)
     added, penalties = mean_penalties(record)
-    return Estimate(value.detach(), sign * value + added, penalties, record.scale)
+    value, annealed = reported(objective, record, trained)
+    return Estimate(value, sign * trained + added, penalties, record.scale, annealed)
 
 
 def weigh_for(objective: Objective, model: Program, guide: Program, x: Any, particles: int) -> Particles:

@@ -17,13 +17,15 @@ class Fit:
 
     Attributes:
         history: per epoch ``"epoch"`` (from 1), ``"train_bound"`` and, with validation data,
-            ``"valid_bound"`` in nats per datum (sums over data / N), each penalty by name,
+            ``"valid_bound"`` in nats per datum (sums over data / N), ``"annealed_bound"``, what was trained, where
+            options of the bound follow the step (the others have them at their ends), each penalty by name,
             ``"log_prior"``, the mean of log p(theta) / N, where there is a prior (what was made large is
             ``"train_bound"`` plus it), ``"seconds"`` since the start.
         best: the epoch whose parameters the programs now have, and its bound. The best one on the
             validation data, the last one without them.
         out: the run folder, or None.
         graphs: how many graphs were compiled for training and validation; 0 where all ran eagerly.
+        ended: why training ended before its last epoch, or nothing.
         trained: model, guide, which data `to_arviz` evaluates, and these; None where a step of somebody's
             own has none.
     """
@@ -32,6 +34,7 @@ class Fit:
     best: dict[str, float] = field(default_factory=dict)
     out: Path | None = None
     graphs: int = 0
+    ended: str = ""
     trained: tuple[Program, Program, str, Any] | None = None
 
     def __str__(self) -> str:

@@ -153,7 +153,7 @@ class ELBO(PyroELBO):
         if learning and getattr(self.objective, "training", True):
             advance(self.objective)
         # The value is the bound's; a surrogate that only has a gradient is worth nothing.
-        cost = found.value if facts(self.objective).upper else -found.value
+        cost = found.trained if facts(self.objective).upper else -found.trained
         loss = cost - sum(found.penalties.values())
         return found.scale * (loss - zero_with_gradient(found.surrogate)).sum()
 

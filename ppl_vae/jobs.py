@@ -155,7 +155,7 @@ class Job:
             elif ":" in str(known.get(role)):
                 raise ValueError(f"{role}: this run used {known[role]!r}; name it again with --{role} FILE:Name")
         job = cls(Settings(**known), root, device)
-        state = runs.read_checkpoint(folder)["state"]["programs"]
+        state = runs.read_best(folder)["state"]["programs"]
         job.programs().load_state_dict(state)
         return job
 

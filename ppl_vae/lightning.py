@@ -33,9 +33,9 @@ class LightningSVI(lightning.LightningModule):
     """Stochastic variational inference for Lightning's ``Trainer``, with its loggers and strategies.
 
     It logs ``train_bound``, ``valid_bound`` and ``test_bound``, nats per datum (larger is better, so that a
-    ``ModelCheckpoint`` takes ``mode="max"``), and penalties by name. Batches are tensors, or tuples of
-    tensors that the programs take in this order. Steps run eagerly; Lightning clips, accumulates,
-    chooses precision and averages gradients over devices as the Trainer is told.
+    ``ModelCheckpoint`` takes ``mode="max"``), ``annealed_bound`` where options follow the step, and penalties by
+    name. Batches are tensors, or tuples of tensors that the programs take in this order. Steps run eagerly; Lightning
+    clips, accumulates, chooses precision and averages gradients over devices as the Trainer is told.
 
     Args:
         model: Pyro program, an ``nn.Module``.
@@ -97,7 +97,8 @@ class LightningSVI(lightning.LightningModule):
         self._check_once(batch)
         with pyro.validation_enabled(False):
             found = estimate(objective, model, guide, batch, self.particles)
-        means = {"train_bound": found.value, **found.penalties}
+        annealed = {} if found.annealed is None else {"annealed_bound": found.annealed}
+        means = {"train_bound": found.value, **annealed, **found.penalties}
         self.log_dict({name: value.mean() for name, value in means.items()}, batch_size=len(batch[0]))
         return -found.surrogate.mean()
 

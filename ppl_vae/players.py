@@ -191,7 +191,11 @@ class AdversarialStep:
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        return sum(function.count for function in (*(p.descent for p in self._players().values()), self.validation))
+        return sum(function.count for function in self.functions().values())
+
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        return {name: player.descent for name, player in self._players().items()} | {"validation": self.validation}
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters and buffers of programs and critic, and the state of both optimizers."""

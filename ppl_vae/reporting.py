@@ -33,7 +33,7 @@ WORST = 10
 CONTENTS = {
     "config.toml": "settings and versions",
     "metrics.csv": "a row per epoch",
-    "checkpoint.pt": "the best parameters; ppl_vae.restore loads them",
+    "best.pt": "the best parameters; ppl_vae.restore loads them",
     "learning_curve.png": "the bound against the epoch",
     "samples.png": "the mean of x given latents from the prior",
     "reconstructions.png": "test data above their reconstructions",

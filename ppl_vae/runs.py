@@ -1,28 +1,47 @@
 """Run folders: what a training run leaves behind, and how it is read again.
 
-``config.toml`` the settings, ``metrics.csv`` a row per epoch, ``checkpoint.pt`` the best state (tensors
-only), ``evaluation_K1000_seed0`` the test log-likelihood (``.json`` in short, ``.pt`` datum by datum, ``.nc`` for
-ArviZ), and pictures. Reading one never executes anything.
+``config.toml`` the settings, ``metrics.csv`` a row per epoch, ``best.pt`` the best state, ``last.pt`` and
+``previous.pt`` what a run goes on from, ``evaluation_K1000_seed0`` the test log-likelihood (``.json`` in short, ``.pt``
+datum by datum, ``.nc`` for ArviZ), and pictures. Reading one never executes anything.
 """
 
 import csv
+import io
 import json
+import os
+import shutil
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ppl_vae.archive import write_atomically
+from ppl_vae import archive
+from ppl_vae.archive import UnreadableFile, write_atomically
 from ppl_vae.parallel import Workers
 
 __all__ = [
-    *("append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"),
-    "write_atomically",
+    "append_metrics",
+    "new_folder",
+    "read_best",
+    "read_config",
+    "read_last",
+    "read_metrics",
+    "taken",
+    "write_best",
+    "write_last",
 ]
 
-CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.csv", "checkpoint.pt"
+CONFIG, METRICS, BEST = "config.toml", "metrics.csv", "best.pt"
+LAST, PREVIOUS, NEXT = "last.pt", "previous.pt", "next.pt"
+LOCK = ".lock"
+FORMAT = 1
+# What runs consist of: a folder with anything else in it is not overwritten.
+SUFFIXES = {".toml", ".csv", ".pt", ".json", ".nc", ".png", ".npz", ".html", ".md", ".part"}
+FOLDERS = {"tensorboard"}
 # Bytes of files that are parsed as text, which takes minutes for a hundred megabytes.
 LARGEST = {CONFIG: 10**6, METRICS: 10**8}
 
@@ -54,25 +73,100 @@ def new_folder(out: str | Path) -> Path:
     return folder
 
 
-def shared_folder(out: str | Path, together: Workers | None) -> Path | None:
-    """Make a new folder as `new_folder` does; of several processes the leading one does so, the others get None.
+@contextmanager
+def taken(
+    out: str | Path | None, together: Workers | None, resume: bool = False, overwrite: bool = False
+) -> Iterator[Path | None]:
+    """Have a folder to oneself for a run; of several processes the leading one has it, the others get None.
+
+    Args:
+        out: the folder, which is made; without one there is none.
+        together: processes of one run.
+        resume: whether it may hold a run, which goes on.
+        overwrite: whether it may hold a run, which is removed.
+
+    Raises:
+        FileExistsError: it holds a run, and neither was said, or it holds something else.
+        BlockingIOError: another run is at work there.
 
     Example:
-        >>> shared_folder(tmp_path / "run", together=None).is_dir()
-        True
+        >>> with taken(tmp_path / "run", together=None) as folder, taken(tmp_path / "run", together=None, resume=True):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        BlockingIOError: out: another run is at work in ...run; wait for its end, or choose another name
     """
-    if together is None:
-        return new_folder(out)
-    problem, folder = None, None
-    if together.leads:
+    problem, folder, lock = None, None, None
+    if out is not None and (together is None or together.leads):
         try:
-            folder = new_folder(out)
+            folder = Path(out)
+            _check_free(folder, resume, overwrite)  # before a lock is left in a folder of something else
+            lock = _locked(folder)
+            _check_free(folder, resume, overwrite)
+            if not resume:
+                _clear(folder)
         except OSError as error:
             problem = error
-    together.agree(problem and str(problem))
-    if problem:
-        raise problem
-    return folder
+    try:
+        if out is not None and together is not None:
+            together.agree(problem and str(problem))
+        if problem:
+            raise problem
+        yield folder
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _locked(folder: Path) -> Any:
+    """Lock a folder; the system lets go of the lock however the process ends."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LOCK).is_symlink():  # what it leads to would be emptied
+        raise FileExistsError(f"out: {folder / LOCK}: a link, where runs have their lock; remove it")
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"out: another run is at work in {folder}; wait for its end, or choose another name"
+        ) from None
+    return lock
+
+
+def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raise if a folder holds what may not be touched."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"out: {folder} is a file; choose another name")
+    held = _held(folder)
+    if not held or (resume and (folder / CONFIG).exists()):
+        return
+    if not (folder / CONFIG).exists():
+        raise FileExistsError(f"out: {folder} exists and is not an empty folder; choose another name or remove it")
+    if not overwrite:
+        raise FileExistsError(
+            f"out: {folder} holds a run already; go on with it (resume), replace it (overwrite), or choose another name"
+        )
+    if strangers := [path.name for path in held if not _of_run(path)]:
+        raise FileExistsError(
+            f"out: {folder} holds what no run writes ({', '.join(strangers[:3])}), and is not overwritten; remove "
+            "that, or choose another name"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run."""
+    for path in _held(folder):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _held(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK] if folder.exists() else []
+
+
+def _of_run(path: Path) -> bool:
+    return path.name in FOLDERS if path.is_dir() else path.suffix in SUFFIXES
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,17 +196,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the settings of a run ({error}); restore it from a copy") from error
 
 
+def write_metrics(folder: Path, history: Mapping[str, Sequence[float]]) -> None:
+    """Write ``metrics.csv`` anew, a row per epoch of a history; an empty one leaves no file."""
+    if not history:
+        (folder / METRICS).unlink(missing_ok=True)
+        return
+    rows = [",".join(map(str, row)) for row in zip(*history.values(), strict=True)]
+    write_text(folder / METRICS, "\r\n".join([",".join(history), *rows, ""]))
+
+
 def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
-    """Add an epoch's row to ``metrics.csv``, with a header before the first."""
+    """Add an epoch's row to ``metrics.csv``, with a header before the first; all of it or nothing."""
     path = folder / METRICS
     if path.is_symlink():  # appending follows it, out of a folder that somebody else may have made
         raise ValueError(f"{path}: a link, to which nothing is appended; replace it by the file itself")
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    size = path.stat().st_size if path.exists() else 0
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(row))
+    if size == 0:
+        writer.writeheader()
+    writer.writerow(row)
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(text.getvalue().encode())
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 def read_metrics(folder: Path) -> dict[str, list[float]]:
@@ -131,22 +241,59 @@ def read_metrics(folder: Path) -> dict[str, list[float]]:
         raise ValueError(f"{path}: not the numbers of a run ({error}); restore it from a copy, or remove it") from error
 
 
-def write_checkpoint(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
-    """Save a step's state."""
-    payload = {"format": 1, "best": dict(best), "state": state}
-    write_atomically(folder / CHECKPOINT, lambda file: torch.save(payload, file))
+def write_best(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
+    """Save the best state of a step."""
+    archive.write(folder / BEST, "best_state", FORMAT, {"best": dict(best), "state": state})
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return what `write_checkpoint` saved; only tensors and plain values are ever unpickled."""
-    path = _existing(folder, CHECKPOINT)
+def read_best(folder: Path) -> dict[str, Any]:
+    """Return what `write_best` saved: ``"best"`` and ``"state"``.
+
+    Raises:
+        FileNotFoundError: the folder holds no run of which an epoch has ended.
+        UnreadableFile: it is not what was written.
+    """
+    path = _existing(Path(folder), BEST)
+    found = archive.read(path, "best_state", FORMAT)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
-    if not isinstance(payload, dict) or payload.get("format") != 1:
-        raise ValueError(f"{path}: not a checkpoint of this library")
-    return payload
+        numbers, tensors = found["best"].values(), found["state"]["programs"].values()
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise UnreadableFile(path, "not made by this library: it has no best state in it; remove it") from error
+    if not all(isinstance(n, int | float) for n in numbers) or not all(isinstance(t, Tensor) for t in tensors):
+        raise UnreadableFile(path, "not made by this library: its best state holds no tensors; remove it")
+    return found
+
+
+def write_last(folder: Path, content: Mapping[str, Any]) -> None:
+    """Save where a run is, and keep what was saved before it."""
+    part = folder / NEXT
+    archive.write(part, "run", FORMAT, content)
+    if (folder / LAST).exists():
+        (folder / LAST).replace(folder / PREVIOUS)
+    part.replace(folder / LAST)
+
+
+def read_last(folder: Path) -> dict[str, Any] | None:
+    """Return what `write_last` saved last and is whole, or None where nothing was saved.
+
+    Raises:
+        UnreadableFile: something was saved, and nothing of it is whole.
+    """
+    problem = None
+    for name in (LAST, PREVIOUS):
+        try:
+            found = archive.read(folder / name, "run", FORMAT)
+        except FileNotFoundError:
+            continue
+        except UnreadableFile as error:
+            problem = problem or error
+            continue
+        if problem:
+            warnings.warn(f"{problem}. The run goes on from {folder / name}, saved before it", stacklevel=2)
+        return found
+    if problem:
+        raise problem
+    return None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.chunking import check_chunk
+from ppl_vae.compiling import Compiled
 from ppl_vae.log_priors import LogPrior, check_prior_options
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.programs import Program, Programs
@@ -46,6 +47,12 @@ class PlannedStep(Step, Protocol):
     model: Program
     programs: Programs
     accumulate: int
+
+    def prepare(self, x: Any) -> None:
+        """Look at all on a first batch; change nothing."""
+
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
 
     def plan(self, updates: int, validations: int = 0) -> None:
         """Be told how many batches are to come."""
@@ -98,7 +105,8 @@ def svi_step(
 
     Returns:
         A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum, and, where there is a prior,
-        ``info.log_prior``, log p(theta) / N.
+        ``info.log_prior``, log p(theta) / N. Where options of the bound follow the step (`objectives.Scheduled`),
+        ``info.bound`` has them at their ends, and ``info.annealed``, from the same draws, as they are.
 
     Raises:
         ValueError: the bound needs more particles; ``compile`` is none of the three; there is a prior under an upper

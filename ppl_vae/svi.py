@@ -28,8 +28,8 @@ from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_options"]
 
-# Bound, penalties, log prior where there is one, and a gradient for each parameter that moves.
-Ascent = tuple[Tensor, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
+# Bound, annealed bound and log prior where there are such, penalties, and a gradient for each parameter that moves.
+Ascent = tuple[Tensor, Tensor | None, Mapping[str, Tensor], Tensor | None, Sequence[Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,18 @@ class Info:
     """What a step reports. Tensors of shape ``()`` that nobody has waited for.
 
     Attributes:
-        bound: nats per datum, averaged over the batch; larger is better.
+        bound: nats per datum, averaged over the batch; larger is better. Where options follow the step, it has them
+            at their ends, as in validation, from the draws that are trained on.
         penalties: training penalties by name, averaged likewise; not part of the bound.
         log_prior: log p(theta) / N, nats per datum, where there is a prior; not part of the bound.
+        annealed: the bound with its options as they were at this step, which is what has been trained, where they
+            follow the step (`objectives.Scheduled`).
     """
 
     bound: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Tensor | None = None
+    annealed: Tensor | None = None
 
 
 class SVIStep:
@@ -116,10 +120,10 @@ class SVIStep:
         moved = [*self._moved.values()]
         self.update.clear()
         with self._cast(batch):
-            bound, penalties, log_prior, gradients = self._ascended(batch)
+            bound, annealed, penalties, log_prior, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
-        return Info(bound, penalties, log_prior)
+        return Info(bound, penalties, log_prior, annealed)
 
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
@@ -146,8 +150,13 @@ class SVIStep:
     @property
     def graphs(self) -> int:
         """How many graphs were made of it."""
-        functions = (self.ascent, self.validation, self.shared_ascent, self.shared_validation)
-        return sum(getattr(function, "count", 0) for function in functions)
+        return sum(function.count for function in self.functions().values())
+
+    def functions(self) -> dict[str, Compiled]:
+        """Return what may become graphs, by name."""
+        found = {name: getattr(self, name) for name in ("ascent", "validation", "shared_ascent", "shared_validation")}
+        own = {name: function for name, function in found.items() if isinstance(function, Compiled)}
+        return own | (self.ascent.functions() if isinstance(self.ascent, ChunkedAscent) else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, buffers and the optimizer's state."""
@@ -197,7 +206,7 @@ class SVIStep:
         self._checked = True
 
     def _ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
-        """Return bound, penalties, log prior, and the gradient of what is made small in each parameter that moves."""
+        """Return what there is to report, and the gradient of what is made small in each parameter that moves."""
         found = estimate(self.objective, self.model, self.guide, batch, self.particles)
         penalties = {name: penalty.mean() for name, penalty in found.penalties.items()}
         log_prior = self._log_prior_per_datum(batch)
@@ -205,7 +214,9 @@ class SVIStep:
         # Of these parameters alone, so that frozen ones gather none.
         moved = [tensors[name] for name in self._moved]
         gradients = torch.autograd.grad(-total, moved, allow_unused=True)
-        return found.value.mean(), penalties, log_prior if log_prior is None else log_prior.detach(), gradients
+        annealed = None if found.annealed is None else found.annealed.mean()
+        log_prior = None if log_prior is None else log_prior.detach()
+        return found.value.mean(), annealed, penalties, log_prior, gradients
 
     def _prior_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         """Return the log prior, and the gradient of minus it in each parameter that moves."""
@@ -234,7 +245,7 @@ class SVIStep:
         mine = self.workers.part(batch) if self.workers else None
         if mine is None:
             return self.ascent(batch)
-        bound, penalties, log_prior, gradients = self.shared_ascent(mine)
+        bound, annealed, penalties, log_prior, gradients = self.shared_ascent(mine)
         if not self._known_alike:
             if name := self.workers.different(self.programs.tensors()):
                 raise RuntimeError(
@@ -242,8 +253,8 @@ class SVIStep:
                     "processes would part ways; use layers and objectives without such state, or one process"
                 )
             self._known_alike = True
-        bound, *rest = self.workers.mean([bound, *penalties.values(), *gradients])
-        return bound, dict(zip(penalties, rest, strict=False)), log_prior, rest[len(penalties) :]
+        bound, annealed, *rest = self.workers.mean([bound, annealed, *penalties.values(), *gradients])
+        return bound, annealed, dict(zip(penalties, rest, strict=False)), log_prior, rest[len(penalties) :]
 
     def _shared_ascent(self, tensors: Mapping[str, Tensor], batch: Batch) -> Ascent:
         with SharedNoise(self.workers, self.particles, batch[0].shape[0]):

@@ -1,9 +1,6 @@
-"""The one loop: epochs, validation, the best state, progress, and the run folder. No mathematics."""
+"""`fit`: programs or a step, data and options made ready for the one loop."""
 
-import copy
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,19 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
-from ppl_vae.batches import Source, as_batch, not_finite, source
-from ppl_vae.checking import check, unmasked
+from ppl_vae.arguments import whole
+from ppl_vae.batches import Source, as_batch, source
+from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
 from ppl_vae.fitted import Fit
 from ppl_vae.indexing import alike, check_reach, with_index
+from ppl_vae.learning_rates import Scheduler
 from ppl_vae.log_priors import LogPrior, prior_options
+from ppl_vae.loop import Loop, Rules, check_rules
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
-from ppl_vae.parallel import LostWorker, workers
+from ppl_vae.parallel import workers
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
-from ppl_vae.progress import Bar, progress_bar
 from ppl_vae.pyro_step import check_callable, check_elbo
 from ppl_vae.steps import PlannedStep, Step, svi_step
 from ppl_vae.svi import check_options
@@ -56,6 +55,12 @@ def fit(
     clip_norm: float | None = None,
     precision: torch.dtype | None = None,
     log_prior: LogPrior | None = None,
+    scheduler: Scheduler | Mapping[str, Scheduler] | None = None,
+    ema: float | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callable[[Mapping[str, float]], Any]] = (),
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> Fit:
     """Train a model and a guide in place, and leave them with their best parameters.
 
@@ -77,7 +82,8 @@ def fit(
         valid: validation data, in any of the forms of ``data``. After each epoch their bound is
             taken with the same noise, and the parameters of the best epoch are kept, also when
             training is interrupted.
-        out: a new folder for the run: ``config.toml``, ``metrics.csv``, ``checkpoint.pt``.
+        out: a new folder for the run: ``config.toml``, ``metrics.csv``, the best state in ``best.pt``, and in
+            ``last.pt`` what a run goes on from that was stopped, killed or lost its machine.
         seed: seeds order and draws. The caller's random state does not move.
         compile: see `svi_step`; ``"auto"`` goes by the number of epochs and the size of the data.
         step: drive this step instead of one made from model, guide, objective and optimizer.
@@ -90,13 +96,30 @@ def fit(
         precision: ``torch.bfloat16`` for mixed precision.
         log_prior: log p(theta) in nats, such as ``normal_prior(model)``, for a maximum a posteriori estimate: what is
             made large is the mean bound plus log p(theta) / N, of N training data, which the history has apart.
+        scheduler: from an optimizer to one of torch's learning-rate schedulers of it, such as
+            ``partial(CosineAnnealingLR, T_max=epochs)``, or such functions by the optimizer's name. They move after
+            each epoch, but for ``OneCycleLR`` and ``CyclicLR``, which move after each update; ``ReduceLROnPlateau`` is
+            given minus the validation bound.
+        ema: decay of an exponential moving average of the parameters over updates, such as 0.999. It is what is
+            validated, kept as best, and left in the programs.
+        patience: epochs without a better validation bound after which training ends; none count while a schedule of
+            the objective still moves.
+        callbacks: functions that are given the row of the history after each epoch; one that returns True ends
+            training.
+        resume: go on with the run in ``out``, if there is one, with the same programs, data and settings (more epochs
+            may be asked for): on a CPU its end is that of a run without interruption, bit for bit. What data loaders
+            draw from other generators than torch's is not part of that.
+        overwrite: replace the run in ``out``, if there is one.
 
     Returns:
         `Fit`.
 
     Raises:
         ContractError: model, guide and the first batch do not fit; nothing has been changed.
-        FileExistsError: ``out`` exists and is not an empty folder.
+        FileExistsError: ``out`` holds a run already, or something else.
+        BlockingIOError: another run is at work in ``out``.
+        KeyboardInterrupt, SystemExit: somebody pressed Ctrl-C, or sent SIGTERM; with ``out``, the run is saved there.
+            The best parameters so far are back.
         FloatingPointError: the bound became NaN or infinite. The best parameters so far are back.
 
     Reference: as `svi_step`.
@@ -110,8 +133,7 @@ def fit(
         >>> fit.history["train_bound"][-1] > fit.history["train_bound"][0]
         True
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
+    whole("epochs", epochs)
     data, valid, transform = unpacked(data, valid, transform)
     programs = getattr(step, "model", model), getattr(step, "guide", guide)
     data = with_index(data, valid, *programs)
@@ -139,18 +161,26 @@ def fit(
                 f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
                 "a multiple"
             )
-        folder = None if out is None else runs.shared_folder(out, together)  # only once model, guide and data fit
-        progress = progress if together is None or together.leads else False
-        if folder:
-            drawn = getattr(objective, "num_particles", particles)
-            settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
-            settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
-            runs.write_config(folder, config or settings)
+        rules = Rules(epochs, seed, patience, ema, scheduler, callbacks)
+        check_rules(rules, held_out, resume, overwrite, out)
+        drawn = getattr(objective, "num_particles", particles)
+        settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
+        settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
+        same = settings | {"data": train.digest()}
+        del same["epochs"]
         if planned:
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
         if planned and train.batches:
             step.plan(epochs * train.batches, epochs * (held_out.batches or 0) if held_out else 0)
-        result = _Loop(step, train, held_out, epochs, seed, folder, progress).run()
+        with runs.taken(out, together, resume, overwrite) as folder:  # only once model, guide and data fit
+            progress = progress if together is None or together.leads else False
+            loop = Loop(step, train, held_out, rules, same, folder, progress)
+            saved = runs.read_last(folder) if folder and resume else None
+            if (saved := together.told(saved) if together else saved) is not None:
+                loop.take_up(saved)
+            elif folder:
+                runs.write_config(folder, config or settings)
+            result = loop.run()
     held = None if valid is None else ("validation", valid)
     if planned and hasattr(step, "guide"):  # a generator that plays against a critic has none to evaluate with
         result.trained = (step.model, step.guide, *(held or ("training", data)))
@@ -226,123 +256,4 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))
-    programs.load_state_dict(runs.read_checkpoint(Path(out))["state"]["programs"])
-
-
-class _Loop:
-    """One training run."""
-
-    def __init__(
-        self,
-        step: Step,
-        train: Source,
-        valid: Source | None,
-        epochs: int,
-        seed: int,
-        folder: Path | None,
-        progress: bool | None,
-    ):
-        self.step, self.train, self.valid = step, train, valid
-        self.epochs, self.seed, self.folder, self.progress = epochs, seed, folder, progress
-        # Seeded from the noise's generator, so that order and noise are different streams.
-        self.order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        self.result = Fit(out=folder)
-        self._lower_is_better = facts(getattr(step, "objective", None)).upper
-        self.best_state = copy.deepcopy(step.state_dict())
-
-    def run(self) -> Fit:
-        started = time.perf_counter()
-        per_epoch = self.train.batches
-        try:
-            with progress_bar("Training", per_epoch and per_epoch * self.epochs, self.progress) as bar:
-                for epoch in range(1, self.epochs + 1):
-                    row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
-                    if self.valid is not None:
-                        row["valid_bound"] = self._validate()
-                    row["seconds"] = time.perf_counter() - started
-                    self._refuse_nan(row)
-                    self._record(row)
-        except LostWorker as error:
-            where = f"in {self.folder}" if self.folder else "back in the programs"
-            best = self.result.best
-            kept = f"the parameters of epoch {best['epoch']} are {where}" if best else "none had ended"
-            raise LostWorker(f"{error}. Training stopped in epoch {epoch}; {kept}") from error
-        finally:  # also when a person stops it, or the bound is no number
-            self.step.load_state_dict(self.best_state)
-        self.result.graphs = getattr(self.step, "graphs", 0)
-        return self.result
-
-    def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, float]:
-        """Step through one epoch and return the mean bound and penalties over its data."""
-        totals: dict[str, Tensor] = {}
-        rows = 0
-        for batch in self.train.shuffled(self.order):
-            info, n = self.step(batch), len(batch[0])
-            # Summed as tensors: a step must not wait for the device.
-            prior = {} if info.log_prior is None else {"log_prior": info.log_prior}
-            for name, value in {"train_bound": info.bound, **prior, **info.penalties}.items():
-                totals[name] = totals.get(name, 0.0) + value * n
-            rows += n
-            bar.advance(partial(_note, epoch, self.epochs, totals["train_bound"], rows))
-        return {name: float(total) / rows for name, total in totals.items()}
-
-    def _validate(self) -> float:
-        with forked_random_state(self.seed):  # the same noise each time, so that epochs compare
-            bounds = torch.cat([self.step.bound(batch) for batch in self.valid])
-        return float(bounds.double().mean())
-
-    def _is_finite(self) -> bool:
-        """Tell whether every floating tensor of the state is finite; asked once an epoch."""
-        tensors = [t for t in _tensors(self.step.state_dict()) if t.is_floating_point()]
-        return all(bool(t.isfinite().all()) for t in tensors)
-
-    def _record(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            self.result.history.setdefault(name, []).append(value)
-        bound = row.get("valid_bound", row["train_bound"])
-        best = self.result.best.get("bound")
-        if self.valid is None or best is None or (bound < best if self._lower_is_better else bound > best):
-            self.result.best = {"epoch": row["epoch"], "bound": bound}
-            self.best_state = copy.deepcopy(self.step.state_dict())
-            if self.folder:
-                runs.write_checkpoint(self.folder, self.best_state, self.result.best)
-        if self.folder:
-            runs.append_metrics(self.folder, row)
-
-    def _refuse_nan(self, row: dict[str, float]) -> None:
-        """Stop before a state is kept whose bound or parameters are not numbers."""
-        wrong = [f"the {name} became {v}" for name, v in row.items() if not math.isfinite(v)]
-        if not wrong and not self._is_finite():
-            wrong = ["a parameter became NaN or infinite"]
-        if wrong:
-            repair = self._rows_not_finite() or (
-                "Look at the data, try a smaller learning rate, or put a floor under the scales that networks give"
-            )
-            raise FloatingPointError(
-                f"{wrong[0]} in epoch {row['epoch']}; the programs have their best parameters so far back. {repair}"
-            )
-
-    def _rows_not_finite(self) -> str:
-        """Say which of the data in memory are not numbers where no mask covers them."""
-        model = getattr(self.step, "model", None)
-        for name, data in (("data", self.train), ("valid", self.valid)):
-            tensors = getattr(data, "tensors", ())
-            if rows := not_finite(unmasked(model, tensors) if callable(model) else tensors):
-                return f"{name}: {rows}"
-        return ""
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested dicts and sequences."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for value in state.values():
-            yield from _tensors(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from _tensors(value)
-
-
-def _note(epoch: int, epochs: int, total: Tensor, rows: int) -> str:
-    return f"epoch {epoch}/{epochs}, bound {float(total) / rows:.2f} nats per datum"
+    programs.load_state_dict(runs.read_best(Path(out))["state"]["programs"])

@@ -38,7 +38,7 @@ def assert_two_passes_are_one(model, guide, x, objective, compile=False):  # noq
     wanted, gradients = one_pass(model, guide, x, objective, moved)
     after = torch.get_rng_state()
     torch.manual_seed(3)
-    found, _, _, slopes = step.ascent((x,))
+    found, _, _, _, slopes = step.ascent((x,))
     assert torch.equal(torch.get_rng_state(), after)
     torch.testing.assert_close(found, wanted.detach())
     for gradient, slope in zip(gradients, slopes, strict=True):

@@ -23,7 +23,7 @@ FAST_OBJECT = ["--epochs", "2", "--eval-particles", "50"]
 FILES = {
     "config.toml",
     "metrics.csv",
-    "checkpoint.pt",
+    "best.pt",
     "evaluation_K50_seed0.json",
     "evaluation_K50_seed0.nc",
     "evaluation_K50_seed0.pt",
@@ -329,7 +329,7 @@ def test_fit_takes_estimators_by_name(monkeypatch, tmp_path, capsys):
     quick = ["--epochs", "1", "--eval-particles", "20", "--out", "run"]
     assert run(monkeypatch, "fit", "--objective", "NVIL", *programs, *quick) == 0
     assert "NVIL with K = 1" in capsys.readouterr().out
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert (tmp_path / "run" / "best.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -415,10 +415,10 @@ def test_a_failure_inside_a_persons_program_keeps_its_traceback(monkeypatch, tmp
 
 
 def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
-    before = (finished / "checkpoint.pt").read_bytes()
+    before = (finished / "best.pt").read_bytes()
     assert run(monkeypatch, "fit", *FAST, "--out", str(finished)) == 1
     assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert (finished / "checkpoint.pt").read_bytes() == before
+    assert (finished / "best.pt").read_bytes() == before
 
 
 def test_the_module_runs_as_the_command():

@@ -161,7 +161,7 @@ def test_a_run_folder_can_be_read_again(pair, tmp_path):
     assert runs.read_metrics(out) == result.history
     assert runs.read_config(out)["epochs"] == 3
     fresh = pairs.make("vae", "normal")
-    state = runs.read_checkpoint(out)["state"]["programs"]
+    state = runs.read_best(out)["state"]["programs"]
     pv.programs.Programs(fresh.model, fresh.guide).load_state_dict(state)
     for name, parameter in fresh.parameters().items():
         assert torch.equal(parameter, pair.parameters()[name])
@@ -169,10 +169,10 @@ def test_a_run_folder_can_be_read_again(pair, tmp_path):
 
 def test_a_run_folder_is_never_overwritten(pair, tmp_path):
     pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
-    saved = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    saved = (tmp_path / "run" / "best.pt").read_bytes()
     with pytest.raises(FileExistsError, match=r"out: .*run exists and is not an empty folder"):
         pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == saved
+    assert (tmp_path / "run" / "best.pt").read_bytes() == saved
 
 
 def test_a_refused_pair_leaves_no_folder(pair, tmp_path):
@@ -196,12 +196,12 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path):
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"nothing of the kind")
+    (tmp_path / "best.pt").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        runs.read_checkpoint(tmp_path)
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "checkpoint.pt")
+        runs.read_best(tmp_path)
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "best.pt")
     with pytest.raises(ValueError, match="not a checkpoint of this library"):
-        runs.read_checkpoint(tmp_path)
+        runs.read_best(tmp_path)
 
 
 def test_a_state_that_does_not_fit_changes_nothing(pair):
@@ -428,7 +428,7 @@ def test_an_interrupted_run_keeps_its_best_parameters(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pv.fit(step=step, data=x, valid=x, epochs=9, out=tmp_path / "run")
     assert step.epochs_done == 1
-    assert runs.read_checkpoint(tmp_path / "run")["best"] == {"epoch": 1, "bound": -2.0}
+    assert runs.read_best(tmp_path / "run")["best"] == {"epoch": 1, "bound": -2.0}
 
 
 def test_a_bound_that_needs_more_particles_says_so(pair):

@@ -275,6 +275,10 @@ def test_objectives_that_no_step_can_hold_are_refused():
             lambda: objectives.Scheduled(objectives.ciwae, beta=objectives.linear(0.0, 2.0, 4)),
             "beta: expected a weight",
         ),
+        (
+            lambda: objectives.Scheduled(objectives.tvo, betas=objectives.linear(0.0, 1.0, 4)),
+            "betas: tvo takes no number there",
+        ),
         (lambda: objectives.Scheduled(objectives.Concrete, temperature=len), "bound: expected a function of Particles"),
         (lambda: objectives.Concrete(torch.tensor(float("nan"))), "temperature: expected a positive number"),
         (lambda: objectives.NVIL(baseline=3), "baseline: expected a network"),

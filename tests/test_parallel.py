@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pairs
 import pyro.distributions as dist
 import pytest
@@ -32,7 +33,7 @@ def torchrun(*command):
 
 
 def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    return torch.load(folder / "best.pt", weights_only=True)["state"]
 
 
 def test_the_command_line_trains_in_two_processes_as_in_one(tmp_path, monkeypatch):
@@ -96,7 +97,8 @@ with launched():
     sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
     model, guide, x = VAE(**sizes), Normal(**sizes), torch.rand(40, 6).bernoulli()
     options = {"epochs": 2, "batch_size": 10, "log_prior": pv.normal_prior(model), "compile": False}
-    pv.fit(model, guide, x, clip_norm=1.0, **options)
+    warm_up = pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=pv.objectives.linear(0.0, 1.0, steps=100))
+    pv.fit(model, guide, x, warm_up, clip_norm=1.0, out=sys.argv[1] + ", annealed", **options)
     pv.variational_em(model, guide, x, e_steps=2, out=sys.argv[1], **options)
 """
 
@@ -110,6 +112,12 @@ def test_a_prior_and_variational_em_are_the_same_in_two_processes(tmp_path, monk
     runpy.run_path(str(script))
     for name, tensor in checkpoint(tmp_path / "one")["programs"].items():
         torch.testing.assert_close(checkpoint(tmp_path / "two")["programs"][name], tensor, rtol=1e-5, atol=1e-6)
+    one, two = (
+        np.genfromtxt(tmp_path / f"{n}, annealed/metrics.csv", delimiter=",", names=True) for n in ("one", "two")
+    )
+    for column in ("train_bound", "annealed_bound", "log_prior"):
+        np.testing.assert_allclose(two[column], one[column], rtol=1e-5)
+    assert (one["annealed_bound"] > one["train_bound"]).all()
 
 
 REFUSES_AND_ENDS = """

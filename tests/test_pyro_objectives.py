@@ -184,7 +184,7 @@ def test_the_best_state_is_kept_and_restored(tmp_path):
     pv.restore(fresh_model, fresh_guide, tmp_path / "run")
     for name, p in parameters(model, guide).items():
         assert torch.equal(p, parameters(fresh_model, fresh_guide)[name])
-    assert runs.read_checkpoint(tmp_path / "run")["best"] == result.best
+    assert runs.read_best(tmp_path / "run")["best"] == result.best
     settings = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert (settings["objective"], settings["particles"]) == ("TraceMeanField_ELBO", 2)
 

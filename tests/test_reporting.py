@@ -278,7 +278,7 @@ def test_unknown_numbers_are_called_so(tmp_path):
 
 def test_files_are_listed_with_sizes(tmp_path):
     (tmp_path / "config.toml").write_text("x" * 100)
-    (tmp_path / "checkpoint.pt").write_bytes(b"x" * 1_234_567)
+    (tmp_path / "best.pt").write_bytes(b"x" * 1_234_567)
     (tmp_path / "folder").mkdir()
     (tmp_path / ".hidden").write_text("x")
     (tmp_path / "lost").symlink_to("nowhere")
@@ -286,7 +286,7 @@ def test_files_are_listed_with_sizes(tmp_path):
     written(tmp_path, made())
     page = written(tmp_path, made())
     assert ["config.toml", "100 B", "settings and versions"] in page.rows
-    assert page.row("checkpoint.pt")[1] == "1,235 kB"
+    assert page.row("best.pt")[1] == "1,235 kB"
     assert ["folder/", "", ""] in page.rows
     assert ["no text ?", "0 B", ""] in page.rows
     assert not [row for row in page.rows if row[0] in ("report.html", ".hidden")]
@@ -379,9 +379,9 @@ def test_a_run_is_reported_in_one_call(finished):
     assert f"kept epoch {fit.best['epoch']}, with a bound of {fit.best['bound']:.2f} nats" in page.html
     assert ["hidden", "8"] in page.rows
     assert [
-        "checkpoint.pt",
-        reporting._size(folder / "checkpoint.pt"),
-        reporting.CONTENTS["checkpoint.pt"],
+        "best.pt",
+        reporting._size(folder / "best.pt"),
+        reporting.CONTENTS["best.pt"],
     ] in page.rows
     assert page.texts["pre"] == reporting.commands(runs.read_config(folder), folder, evaluation)
     assert all(torch.equal(before[name], tensor) for name, tensor in job.programs().tensors().items())

@@ -77,19 +77,27 @@ def claiming(payload, kind, version):
     return archive.MAGIC + hashlib.sha256(facts + payload).hexdigest().encode() + facts + payload
 
 
-FORMS = {
-    "pickled": pickle.dumps,
-    "saved by torch": saved,
-    "saved by torch of old": lambda content: saved_of_old(content),
-    "with a checksum": lambda content: claiming(saved(content), recording.KIND, recording.VERSION),
-    "pickled, with a checksum": lambda content: claiming(pickle.dumps(content), recording.KIND, recording.VERSION),
-}
-
-
 def saved_of_old(content):
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
+
+
+KINDS = {"best.pt": "best_state", "last.pt": "run", "previous.pt": "run"}  # all else is of an evaluation
+FORMS = {
+    "pickled": lambda content, kind: pickle.dumps(content),
+    "saved by torch": lambda content, kind: saved(content),
+    "saved by torch of old": lambda content, kind: saved_of_old(content),
+    "with a checksum": lambda content, kind: claiming(saved(content), kind, 1),
+    "of old, with a checksum": lambda content, kind: claiming(saved_of_old(content), kind, 1),
+    "pickled, with a checksum": lambda content, kind: claiming(pickle.dumps(content), kind, 1),
+}
+
+
+def evil(name, form, mark):
+    """Return a file that leaves a mark if it is executed."""
+    content = {"best": {"bound": 0.0}, "state": {"programs": Evil(mark)}, "settings": Evil(mark)}
+    return FORMS[form](content, KINDS.get(name, recording.KIND))
 
 
 def test_what_is_tried_would_do_harm(tmp_path):
@@ -101,9 +109,9 @@ def test_what_is_tried_would_do_harm(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["checkpoint.pt", f"{EVALUATION}.pt", "config.toml", "metrics.csv"])
+@pytest.mark.parametrize("name", ["best.pt", f"{EVALUATION}.pt", "config.toml", "metrics.csv"])
 def test_no_file_of_a_run_is_ever_executed(name, form, folder, tmp_path, monkeypatch, capfd):
-    (folder / name).write_bytes(FORMS[form]({"format": 1, "best": {}, "state": Evil(tmp_path / "mark")}))
+    (folder / name).write_bytes(evil(name, form, tmp_path / "mark"))
     message = refused(monkeypatch, capfd, "report", folder)
     assert str(folder / name) in message
     if name != "metrics.csv":
@@ -112,12 +120,35 @@ def test_no_file_of_a_run_is_ever_executed(name, form, folder, tmp_path, monkeyp
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("suffix", [".json", ".nc"])
-def test_other_files_are_not_even_read(suffix, folder, tmp_path, monkeypatch):
-    (folder / f"{EVALUATION}{suffix}").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
-    assert command(monkeypatch, "report", folder) == 0
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_that_a_run_goes_on_from_is_ever_executed(form, folder, tmp_path):
+    for name in ("last.pt", "previous.pt"):
+        (folder / name).write_bytes(evil(name, form, tmp_path / "mark"))
+    with pytest.raises(archive.UnreadableFile, match=r"last\.pt: not "):
+        runs.read_last(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_other_files_are_not_even_read(folder, tmp_path, monkeypatch):
+    for suffix in (".json", ".nc"):
+        (folder / f"{EVALUATION}{suffix}").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
     assert command(monkeypatch, "evaluate", folder, "--particles=30") == 0
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_best_state_of_another_shape_is_refused(folder):
+    content = runs.read_best(folder)
+    for wrong in (
+        3,
+        {},
+        [],
+        {**content, "state": {}},
+        {**content, "state": {"programs": {"a": 1}}},
+        {**content, "best": 1},
+    ):
+        archive.write(folder / "best.pt", "best_state", runs.FORMAT, wrong)
+        with pytest.raises(archive.UnreadableFile, match=r"best\.pt: not made by this library"):
+            runs.read_best(folder)
 
 
 def test_an_evaluation_of_another_shape_is_refused(folder):
@@ -183,7 +214,7 @@ ABSURD = {
     "learning_rate": float("nan"),
 }
 OTHER_KINDS = {
-    **{name: "1" for name in ("epochs", "z_dim", "seed", "learning_rate", "clip_norm")},
+    **dict.fromkeys(("epochs", "z_dim", "seed", "learning_rate", "clip_norm"), "1"),
     **{name: [1] for name in ("model", "objective", "prior", "data", "z_dim")},
     "hidden": 0.5,
     "accumulate": True,
@@ -191,7 +222,7 @@ OTHER_KINDS = {
 }
 
 
-@pytest.mark.parametrize("name, value", [*ABSURD.items(), *OTHER_KINDS.items()])
+@pytest.mark.parametrize(("name", "value"), [*ABSURD.items(), *OTHER_KINDS.items()])
 def test_settings_that_cannot_be_meant_are_an_error_and_no_end_of_memory(name, value, folder, monkeypatch, capfd):
     runs.write_config(folder, runs.read_config(folder) | {name: value})
     assert name in refused(monkeypatch, capfd, "sample", folder)
@@ -216,7 +247,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name, case", [(name, case) for name, cases in TEXTS.items() for case in cases])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in TEXTS.items() for case in cases])
 def test_texts_that_are_something_else_are_an_error(name, case, folder, monkeypatch, capfd):
     (folder / name).write_bytes(TEXTS[name][case])
     message = refused(monkeypatch, capfd, "report", folder)
@@ -224,7 +255,7 @@ def test_texts_that_are_something_else_are_an_error(name, case, folder, monkeypa
     assert len(message) < 1000
 
 
-@pytest.mark.parametrize("name", ["config.toml", "metrics.csv", "checkpoint.pt", f"{EVALUATION}.pt"])
+@pytest.mark.parametrize("name", ["config.toml", "metrics.csv", "best.pt", f"{EVALUATION}.pt"])
 def test_folders_and_pipes_for_files_are_an_error(name, folder, monkeypatch, capfd):
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -250,6 +281,10 @@ def test_nothing_is_written_through_links(folder, tmp_path, monkeypatch):
     (folder / "metrics.csv").symlink_to(mine)
     with pytest.raises(ValueError, match=r"metrics\.csv: a link, to which nothing is appended"):
         runs.append_metrics(folder, {"epoch": 1})
+    (folder / ".lock").unlink(missing_ok=True)
+    (folder / ".lock").symlink_to(mine)
+    with pytest.raises(OSError, match=r"\.lock: a link"), runs.taken(folder, None, resume=True):
+        pass
     assert mine.read_text() == "mine"
 
 

@@ -18,7 +18,7 @@ from ppl_vae.objectives.parts import beta_elbo, elbo_kl, free_bits, parts
 from ppl_vae.objectives.paths import dreg, piwae, score_function, stl
 from ppl_vae.objectives.rebar import REBAR, RELAX
 from ppl_vae.objectives.relaxed import Concrete, StraightThrough, StraightThroughGumbel
-from ppl_vae.objectives.schedules import Scheduled, cyclical, exponential, linear
+from ppl_vae.objectives.schedules import Scheduled, cyclical, exponential, linear, settled
 from ppl_vae.objectives.vocabulary import (
     Estimate,
     Facts,
@@ -76,6 +76,7 @@ __all__ = [
     "rloo",
     "rws",
     "score_function",
+    "settled",
     "split_path",
     "stl",
     "tvo",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ppl_vae.objectives.bounds import elbo
 from ppl_vae.objectives.drawing import Rule, relaxed_from
 from ppl_vae.objectives.relaxations import Variable, variable
-from ppl_vae.objectives.schedules import Schedule, Temperature
+from ppl_vae.objectives.schedules import Schedule, Temperature, reported
 from ppl_vae.objectives.vocabulary import Estimate, Objective, advance, around, facts, mean_penalties, objective
 from ppl_vae.particles import Particles, Path
 from ppl_vae.weighing import weigh
@@ -32,7 +32,7 @@ class Concrete(nn.Module):
     between the corners, as Jang et al. do; what is trained is no bound. (Maddison et al. put densities
     of relaxed variables in their place.) The gradient is biased, the more the higher the temperature,
     and its variance grows as the temperature falls. The value that is reported is the bound on the
-    discrete model, from the same noise (one more pass, without gradients).
+    discrete model, from the same noise (one more pass, without gradients), which no temperature anneals.
 
     Args:
         temperature: a positive number, or a schedule such as ``exponential(1.0, 0.5, rate=1e-4)``.
@@ -204,7 +204,8 @@ class StraightThroughGumbel(StraightThrough):
 def _estimate(bound: Objective, moving: Particles, exact: Particles) -> Estimate:
     surrogate = bound(moving) + mean_penalties(moving)[0]
     detached = {name: exact.mean(penalty).detach() for name, penalty in exact.penalties.items()}
-    return Estimate(bound(exact).detach(), surrogate, detached, exact.scale)
+    value, annealed = reported(bound, exact, bound(exact))
+    return Estimate(value, surrogate, detached, exact.scale, annealed)
 
 
 def supported(bound: Objective) -> Objective:

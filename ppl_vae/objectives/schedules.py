@@ -1,8 +1,10 @@
 """Functions of the step, for options of a bound that change during training."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from math import inf
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ppl_vae.objectives.options import checked, finite, positive, whole
 from ppl_vae.objectives.vocabulary import Objective, advance, facts
 from ppl_vae.particles import Particles
 
-__all__ = ["Schedule", "Scheduled", "Temperature", "cyclical", "exponential", "linear"]
+__all__ = ["Schedule", "Scheduled", "Temperature", "cyclical", "exponential", "linear", "reported", "settled"]
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -29,7 +31,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
     """
     _check_ends(start, end)
     whole("steps", steps)
-    return lambda step: start + (end - start) * (step / steps).clamp(0, 1)
+    return _stays(steps if start != end else 0, lambda step: start + (end - start) * (step / steps).clamp(0, 1))
 
 
 def cyclical(start: float, end: float, period: int, cycles: int = 4, rise: float = 0.5) -> Schedule:
@@ -62,7 +64,7 @@ def cyclical(start: float, end: float, period: int, cycles: int = 4, rise: float
         within = torch.where(step < cycles * period, step.remainder(period), period)
         return start + (end - start) * (within / (rise * period)).clamp(0, 1)
 
-    return at
+    return _stays(ceil((cycles - 1 + rise) * period) if start != end else 0, at)
 
 
 def exponential(start: float, end: float, rate: float) -> Schedule:
@@ -92,8 +94,24 @@ def _check_ends(start: float, end: float) -> None:
 LAST = torch.iinfo(torch.int32).max
 
 
+def _stays(steps: int, schedule: Schedule) -> Schedule:
+    """Note on a schedule after how many steps it stays as it is: its value could not tell a plateau from the end."""
+    schedule.steps = steps
+    return schedule
+
+
+def _has_settled(schedule: Schedule, step: Tensor) -> bool:
+    steps = getattr(schedule, "steps", None)
+    if steps is not None:
+        return int(step) >= steps
+    return float(schedule(step)) == float(schedule(torch.full_like(step, LAST)))
+
+
 class Temperature(nn.Module):
     """A temperature, fixed or following the step.
+
+    Estimators whose gradient it changes report the bound on the discrete model, in which it has no part: there is
+    nothing un-annealed to report beside it.
 
     Args:
         value: a positive number, or a schedule that stays positive.
@@ -123,6 +141,10 @@ class Temperature(nn.Module):
         """Return the temperature at this step."""
         return self.value(self.step) if callable(self.value) else self.value
 
+    def settled(self) -> bool:
+        """Tell whether the temperature has come to its end; waits for the device."""
+        return not callable(self.value) or _has_settled(self.value, self.step)
+
     def advance(self) -> None:
         """Take note that an update has been made."""
         self.step += 1
@@ -132,7 +154,13 @@ def _try_ends(bound: Objective, options: Mapping[str, Schedule]) -> None:
     """Let a bound of the library look at its options as they are at the start and at the end."""
     none = Particles(log_p={"x": torch.zeros(facts(bound).min_particles, 1)}, log_q={})
     for step in (0, LAST):
-        bound(none, **{name: float(schedule(torch.tensor(step))) for name, schedule in options.items()})
+        values = {name: float(schedule(torch.tensor(step))) for name, schedule in options.items()}
+        try:
+            bound(none, **values)
+        except TypeError as error:
+            raise TypeError(
+                f"{', '.join(options)}: {facts(bound).name} takes no number there, which a schedule gives ({error})"
+            ) from error
 
 
 class Scheduled(nn.Module):
@@ -140,11 +168,14 @@ class Scheduled(nn.Module):
 
     In training mode each update moves the step by one; it is saved and resumed, and goes on where it
     was when the object is used again. In evaluation mode the options have the values of the end, so
-    that epochs are compared by one and the same bound.
+    that epochs are compared by one and the same bound. A step reports the bound of the end too, from the
+    draws that it trains on (`ppl_vae.Info`), and what it trained as ``annealed``.
 
     Args:
         bound: a bound with options, such as `beta_elbo`.
-        options: option name to a schedule.
+        options: option name to a schedule: `linear`, `cyclical`, `exponential`, or any function from the step, a
+            tensor ``()`` on the device, to a tensor ``()``. One that comes by its last value before it stays there
+            tells by an attribute ``steps`` after how many it stays (see `settled`).
 
     Raises:
         TypeError: the bound has no such option, or an option is not a function of the step.
@@ -188,7 +219,77 @@ class Scheduled(nn.Module):
         """Return the bound, ``(B,)``, with the options of this step."""
         return self.of(particles, **self.values())
 
+    def settled(self) -> bool:
+        """Tell whether all options have come to their ends; waits for the device."""
+        return all(_has_settled(schedule, self.step) for schedule in self.options.values())
+
     def advance(self) -> None:
         """Take note that an update has been made."""
         self.step += 1
         advance(self.of)
+
+
+def settled(objective: Any) -> bool:
+    """Tell whether an objective stays as it is from here on: no schedule in it is on its way.
+
+    Asked once an epoch, as it waits for the device: while a bound is still annealed, that validation gets no better
+    says nothing. A schedule has settled after the number of steps that its attribute ``steps`` states, as those of
+    `linear` and `cyclical` do; one without is asked whether it is where it ends.
+
+    Args:
+        objective: a bound, or a module that may hold `Scheduled` and other parts with a method ``settled``.
+
+    Example:
+        >>> warm_up = Scheduled(pv.objectives.beta_elbo, beta=linear(0.0, 1.0, steps=2))
+        >>> before = settled(warm_up)
+        >>> warm_up.advance(), warm_up.advance()
+        (None, None)
+        >>> before, settled(warm_up), settled(pv.objectives.elbo)
+        (False, True, True)
+    """
+    parts = objective.modules() if isinstance(objective, nn.Module) else ()
+    return all(part.settled() for part in parts if callable(getattr(part, "settled", None)))
+
+
+def reported(bound: Objective, particles: Particles, trained: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a bound as validation has it, all options at their ends, and the annealed one, from the same draws.
+
+    Args:
+        bound: a function of Particles.
+        particles: K draws.
+        trained: the bound that it gives of them, ``(B,)``.
+
+    Returns:
+        Both ``(B,)``, without gradient; the second is None if no option of the bound follows the step.
+
+    Example:
+        >>> zeros = torch.zeros(3, 2)
+        >>> particles = pv.Particles(log_p={"z": zeros - 1, "x": zeros - 5}, log_q={"z": zeros}, values={"z": zeros})
+        >>> warm_up = Scheduled(pv.objectives.beta_elbo, beta=linear(0.0, 1.0, steps=2))
+        >>> reported(warm_up, particles, warm_up(particles))
+        (tensor([-6., -6.]), tensor([-5., -5.]))
+    """
+    parts = [*bound.modules()] if isinstance(bound, nn.Module) else []
+    if not any(isinstance(part, Scheduled) and part.training for part in parts):
+        return trained.detach(), None
+    with _in_evaluation_mode(parts):
+        return bound(_without_gradient(particles)), trained.detach()
+
+
+@contextmanager
+def _in_evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _without_gradient(particles: Particles) -> Particles:
+    fields = {name: getattr(particles, name) for name in ("log_p", "log_q", "score", "values", "penalties", "kl")}
+    # An empty field stays the object that it is: of chunks, one refuses to be read.
+    stopped = {name: {n: t.detach() for n, t in ts.items()} for name, ts in fields.items() if len(ts)}
+    return replace(particles, **stopped)

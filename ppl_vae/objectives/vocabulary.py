@@ -146,17 +146,25 @@ class Estimate:
     """What an estimator gives for a batch; unpacks into value and surrogate.
 
     Attributes:
-        value: the bound of each datum, ``(B,)``, in nats.
+        value: the bound of each datum, ``(B,)``, in nats, its options at their ends if they follow the step.
         surrogate: what to differentiate, ``(B,)``: its gradient estimates that of the bound, and of
             the penalties.
         penalties: training penalties by name, ``(B,)`` each.
         scale: of the plate "data", for totals over it.
+        annealed: the bound with its options as they are at this step, ``(B,)``, of which the surrogate has the
+            gradient; None where no option follows the step.
     """
 
     value: Tensor
     surrogate: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     scale: float = 1.0
+    annealed: Tensor | None = None
+
+    @property
+    def trained(self) -> Tensor:
+        """The bound that is trained at this step, ``(B,)``."""
+        return self.value if self.annealed is None else self.annealed
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.value, self.surrogate))

@@ -1,0 +1,290 @@
+"""The one loop: epochs, validation, the best state, early stopping, and where to go on from. No mathematics."""
+
+import copy
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae import runs
+from ppl_vae.arguments import whole
+from ppl_vae.averaging import Average
+from ppl_vae.batches import Batch, Source
+from ppl_vae.finiteness import check_epoch
+from ppl_vae.fitted import Fit
+from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
+from ppl_vae.learning_rates import LearningRates
+from ppl_vae.objectives import facts
+from ppl_vae.objectives.schedules import settled
+from ppl_vae.parallel import LostWorker
+from ppl_vae.place import Place
+from ppl_vae.programs import forked_random_state
+from ppl_vae.progress import Bar, progress_bar
+from ppl_vae.steps import Info, Step
+from ppl_vae.streams import Streams
+
+__all__ = ["Loop", "Rules", "check_rules"]
+
+# Often enough that little is lost, seldom enough that writing costs nothing.
+SECONDS_BETWEEN_SAVES = 20.0
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a run goes; see `ppl_vae.fit`."""
+
+    epochs: int
+    seed: int
+    patience: int | None = None
+    ema: float | None = None
+    scheduler: Any = None
+    callbacks: Sequence[Callable[[Row], Any]] = ()
+
+
+def check_rules(rules: Rules, valid: Source | None, resume: bool, overwrite: bool, out: Any) -> None:
+    """Raise if rules contradict each other, or ask for what is not there."""
+    if rules.patience is not None:
+        whole("patience", rules.patience)
+        if valid is None:
+            raise ValueError("patience: it looks at the bound of validation data, and there are none; pass valid=")
+    if unknown := [callback for callback in rules.callbacks if not callable(callback)]:
+        raise TypeError(f"callbacks: expected functions of a row of the history, found {unknown[0]!r}")
+    for name, wanted in (("resume", resume), ("overwrite", overwrite)):
+        if wanted and out is None:
+            raise ValueError(f"{name}: it is about the run in a folder, and there is none; pass out=")
+    if resume and overwrite:
+        raise ValueError("resume, overwrite: one goes on with the run in out, the other replaces it; choose one")
+
+
+class Loop:
+    """One training run.
+
+    Args:
+        step: what a batch does.
+        train: training data.
+        valid: validation data, or None.
+        rules: how the run goes.
+        settings: what must be the same where a run goes on, by name.
+        folder: its folder, or None.
+        progress: whether to show a bar.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        train: Source,
+        valid: Source | None,
+        rules: Rules,
+        settings: Mapping[str, Any],
+        folder: Path | None,
+        progress: bool | None,
+    ):
+        self.step, self.train, self.valid, self.rules = step, train, valid, rules
+        self.settings, self.folder, self.progress = settings, folder, progress
+        # Seeded from the noise's generator, so that order and noise are different streams.
+        self.order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self.streams = Streams([self.order, *train.generators()])
+        self.place = Place()
+        self.average = None if rules.ema is None else Average(step.programs.parameters(), rules.ema)
+        self.rates = LearningRates(step, rules.scheduler)
+        self.best_state = copy.deepcopy(step.state_dict())
+        self._lower_is_better = facts(getattr(step, "objective", None)).upper
+        self._heard = Interrupts()
+        self._saved = self._begun = time.monotonic()
+        self._best_written: float | None = None
+
+    def take_up(self, saved: Mapping[str, Any]) -> None:
+        """Go on from where a run was.
+
+        Raises:
+            ValueError: it was another run.
+        """
+        for name, value in self.settings.items():
+            if saved["settings"].get(name) != value:
+                raise ValueError(
+                    f"resume: {self.folder} holds a run with {name} = {saved['settings'].get(name)!r}, found "
+                    f"{value!r}; go on with the same settings, or choose another folder"
+                )
+        self.step.load_state_dict(copy.deepcopy(saved["step"]))
+        self.place = Place(**copy.deepcopy(saved["place"]))
+        if self.place.best:
+            self.best_state, self._best_written = copy.deepcopy(saved["best_state"]), self.place.best["epoch"]
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.rates.load_state_dict(saved["rates"])
+        for name, function in self._functions().items():
+            function.load_state_dict(saved["graphs"][name])
+        self.streams.set(saved["streams"])
+        self._begun -= self.place.seconds
+        if self.place.ended in ("", "epochs"):  # as many as are asked for now
+            self.place.ended = "epochs" if self.place.epoch > self.rules.epochs else ""
+        if self.folder:
+            runs.write_metrics(self.folder, self.place.history)
+            runs.write_best(self.folder, self.best_state, self.place.best)  # may be of a later epoch, or damaged
+
+    def run(self) -> Fit:
+        """Train to the end, and leave the step at its best state."""
+        try:
+            per_epoch = self.train.batches
+            total = per_epoch and per_epoch * self.rules.epochs
+            with progress_bar("Training", total, self.progress) as bar, interrupts() as self._heard:
+                bar.advance(by=self.place.done)
+                while not self.place.ended:
+                    self._epoch(bar)
+                    self._pause()
+                self._save()
+        except LostWorker as error:
+            self._keep_best()
+            where, best = f"in {self.folder}" if self.folder else "back in the programs", self.place.best
+            kept = f"the parameters of epoch {best['epoch']} are {where}" if best else "none had ended"
+            raise LostWorker(f"{error}. Training stopped in epoch {self.place.epoch}; {kept}") from error
+        except OSError:  # the disk is full, say: nothing more is written
+            raise
+        except BaseException:
+            self._keep_best()
+            raise
+        finally:  # also when a person stops it, or the bound is no number
+            self.step.load_state_dict(self.best_state)
+        ended = "" if self.place.ended == "epochs" else self.place.ended
+        return Fit(self.place.history, self.place.best, self.folder, getattr(self.step, "graphs", 0), ended)
+
+    def _epoch(self, bar: Bar) -> None:
+        """Step through what is left of an epoch, look at the validation data, and take note."""
+        place = self.place
+        for batch in self._batches():
+            self._train(batch)
+            bar.advance(partial(_note, place, self.rules.epochs))
+            self._pause()
+        row = {"epoch": place.epoch, **{name: float(total) / place.rows for name, total in place.totals.items()}}
+        with self.average.in_place() if self.average else nullcontext():
+            if self.valid is not None:
+                row["valid_bound"] = self._validate()
+            row["seconds"] = time.monotonic() - self._begun
+            check_epoch(row, self.step, self.train, self.valid)
+            self._record(row)
+        self.rates.after_epoch(-self._judged(row))
+        place.turn()
+        self._end(row)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Return the batches that are left of the epoch."""
+        place, now = self.place, self.streams.state()
+        place.start = place.start if place.batches else now
+        self.streams.set(place.start)
+        batches = self.train.shuffled(self.order)
+        for _ in range(place.batches):  # those of a run that was stopped, drawn again as they were
+            next(batches)
+        if place.batches:
+            self.streams.set(now)
+        return batches
+
+    def _train(self, batch: Batch) -> None:
+        """Take one step, and sum up what it reports."""
+        place, info, n = self.place, self.step(batch), len(batch[0])
+        for name, value in _reported(info).items():  # as tensors: a step must not wait for the device
+            place.totals[name] = place.totals.get(name, 0.0) + value * n
+        place.rows, place.batches, place.done = place.rows + n, place.batches + 1, place.done + 1
+        if place.done % getattr(self.step, "accumulate", 1) == 0:
+            self.rates.after_update()
+            if self.average is not None:
+                self.average.update()
+
+    def _validate(self) -> float:
+        bounds = []
+        with forked_random_state(self.rules.seed):  # the same noise each time, so that epochs compare
+            for batch in self.valid:
+                bounds.append(self.step.bound(batch))
+                if self._heard.came is not None:
+                    break
+        if self._heard.came is not None:
+            self._stop()
+        return float(torch.cat(bounds).double().mean())
+
+    def _judged(self, row: Row) -> float:
+        """Return the bound by which epochs are compared, larger-is-better."""
+        bound = row.get("valid_bound", row["train_bound"])
+        return -bound if self._lower_is_better else bound
+
+    def _record(self, row: Row) -> None:
+        """Take an epoch into the history, and its state if it is the best."""
+        place = self.place
+        for name, value in row.items():
+            place.history.setdefault(name, []).append(value)
+        bound = row.get("valid_bound", row["train_bound"])
+        best = place.best.get("bound")
+        if self.valid is None or best is None or (bound < best if self._lower_is_better else bound > best):
+            place.best, place.stale = {"epoch": row["epoch"], "bound": bound}, 0
+            self.best_state = copy.deepcopy(self.step.state_dict())
+        elif settled(getattr(self.step, "objective", None)):  # during warm-up a bound may well fall
+            place.stale += 1
+        if self.folder:
+            runs.append_metrics(self.folder, row)
+
+    def _end(self, row: Row) -> None:
+        """Find whether the run is over; hear what callbacks say."""
+        stop = [callback(dict(row)) is True for callback in self.rules.callbacks]
+        if any(stop):
+            self.place.ended = "a callback ended it"
+        elif self.rules.patience is not None and self.place.stale >= self.rules.patience:
+            self.place.ended = f"no better validation bound for {self.rules.patience} epochs"
+        elif self.place.epoch > self.rules.epochs:
+            self.place.ended = "epochs"
+
+    def _pause(self) -> None:
+        """Save if it is time, and stop if somebody asks for it."""
+        if self._heard.came is not None:
+            self._stop()
+        if self.folder and time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
+            self._save()
+
+    def _stop(self) -> None:
+        words = f"training stopped in epoch {self.place.epoch}"
+        if self.folder:
+            self._save()
+            words += f"; it is saved in {self.folder}, from where resume=True goes on"
+        if self._heard.came == signal.SIGTERM:
+            print(words[0].upper() + words[1:], file=sys.stderr)
+        raise stopped_by(self._heard.came, words)
+
+    def _save(self) -> None:
+        """Write where the run is, whole or not at all."""
+        if not self.folder:
+            return
+        self.place.seconds = time.monotonic() - self._begun
+        content = {"settings": dict(self.settings), "place": self.place.state_dict(), "step": self.step.state_dict()}
+        content |= {"best_state": self.best_state if self.place.best else None, "streams": self.streams.state()}
+        content |= {"average": self.average and self.average.state_dict(), "rates": self.rates.state_dict()}
+        content |= {"graphs": {name: function.state_dict() for name, function in self._functions().items()}}
+        runs.write_last(self.folder, content)
+        self._keep_best()
+        self._saved = time.monotonic()
+
+    def _keep_best(self) -> None:
+        """Write the best state, unless it is written."""
+        best = self.place.best
+        if self.folder and best and best["epoch"] != self._best_written:
+            runs.write_best(self.folder, self.best_state, best)
+            self._best_written = best["epoch"]
+
+    def _functions(self) -> Mapping[str, Any]:
+        return self.step.functions() if hasattr(self.step, "functions") else {}
+
+
+def _reported(info: Info) -> dict[str, Tensor]:
+    """Return what a step reports, by what the history calls it."""
+    found = {"train_bound": info.bound, "annealed_bound": info.annealed, "log_prior": info.log_prior}
+    return {name: value for name, value in found.items() if value is not None} | dict(info.penalties)
+
+
+def _note(place: Place, epochs: int) -> str:
+    return f"epoch {place.epoch}/{epochs}, bound {float(place.totals['train_bound']) / place.rows:.2f} nats per datum"
