@@ -3,7 +3,7 @@
     python -m benchmarks.epochs [--rounds N] [--quick]
 
 Every contender trains the 784-400-20 VAE on the ELBO for an epoch over 50,000 images in random order, in
-batches of 128 that are binarised anew. Images come from ``PPL_VAE_DATA`` or through torchvision.
+batches of 128 that are binarised anew. Images come from ``PPL_VAE_DATA`` or are downloaded.
 """
 
 import statistics

@@ -118,11 +118,14 @@ def read(path: str | Path, kind: str, version: int) -> Any:
         facts = _first_line(path, file, kind)
         payload = file.read()
     _check_facts(path, facts, kind, version)
-    try:
+    try:  # the checksum was right, so that somebody meant it
         _check_zip(payload)
-        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # the checksum was right, so that somebody meant it
+    except Exception as error:
         raise UnreadableFile(path, f"not made by this library, though it says so ({error}); do not trust it") from error
+    try:
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own words advise to execute what the file says
+        raise UnreadableFile(path, "not made by this library, though it says so; do not trust it") from error
     if problem := _unreadable(content):
         raise UnreadableFile(path, f"not made by this library, though it says so: {problem}")
     return content

@@ -1,9 +1,9 @@
 """Numbers that people give, looked at where they are given."""
 
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-__all__ = ["positive", "whole"]
+__all__ = ["check_fields", "positive", "whole"]
 
 
 def positive(name: str, value: float) -> float:
@@ -47,3 +47,31 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
     return value
+
+
+LARGEST = 10**12
+KINDS = {str: "a word", float: "a number", int: "a whole number"}
+
+
+def check_fields(record: Any) -> None:
+    """Look at the fields of a dataclass whose hints are words and numbers, or these and None.
+
+    Raises:
+        ValueError: one is of another kind, or a number that cannot be meant.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> check_fields(make_dataclass("Settings", [("epochs", int)])("many"))
+        Traceback (most recent call last):
+        ...
+        ValueError: epochs: expected a whole number, found 'many'
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        value, kinds = getattr(record, name), get_args(hint) or (hint,)
+        expected = next(kind for kind in KINDS if kind in kinds)
+        allowed = (*kinds, int) if expected is float else kinds
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            found = f"{value!r:.60}" if isinstance(value, str | float) else type(value).__name__
+            raise ValueError(f"{name}: expected {KINDS[expected]}, found {found}")
+        if isinstance(value, int) and abs(value) > LARGEST:  # it may be too long to be written
+            raise ValueError(f"{name}: expected a number of at most {LARGEST:,}, found a larger one")

@@ -1,12 +1,13 @@
 """Evaluations in the form of ArviZ."""
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from ppl_vae.archive import write_atomically
 
 if TYPE_CHECKING:
     from ppl_vae.evaluation import Evaluation
@@ -162,9 +163,5 @@ def write_netcdf(evaluation: "Evaluation", path: Path, rows: int = 100) -> None:
         >>> model, x = LinearGaussian(x_dim=6, z_dim=2), torch.randn(10, 6)
         >>> write_netcdf(pv.evaluate(model, Exact(model), x, particles=50), tmp_path / "evaluation.nc")
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        inference_data(evaluation, rows).to_netcdf(str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    found = inference_data(evaluation, rows)
+    write_atomically(path, lambda file: found.to_netcdf(file.name))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, priors, runs, zoo
+from ppl_vae.arguments import check_fields
 from ppl_vae.checking import supports
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
@@ -59,18 +60,18 @@ class Settings:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)  # those of a run folder may be anything
         for name, known in (
-            ("objective", OBJECTIVES),
-            ("likelihood", LIKELIHOODS),
-            ("prior", PRIORS),
-            ("compile", COMPILE),
-            ("precision", PRECISION),
+            *(("objective", OBJECTIVES), ("likelihood", LIKELIHOODS), ("prior", PRIORS)),
+            *(("compile", COMPILE), ("precision", PRECISION)),
         ):
             if getattr(self, name) not in known and not (name in CHOSEN and getattr(self, name) is None):
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        if self.z_dim * self.hidden > LARGEST_MATRIX:
+            raise ValueError(f"z_dim, hidden: {self.z_dim} x {self.hidden} are too many weights; give smaller numbers")
 
 
 class Job:
@@ -151,8 +152,8 @@ class Job:
         for role, given in (("model", model), ("guide", guide)):
             if given:
                 known[role] = given
-            elif ":" in known.get(role, ""):
-                raise ValueError(f"{role}: this run used {known[role]}; name it again with --{role} FILE:Name")
+            elif ":" in str(known.get(role)):
+                raise ValueError(f"{role}: this run used {known[role]!r}; name it again with --{role} FILE:Name")
         job = cls(Settings(**known), root, device)
         state = runs.read_best(folder)["state"]["programs"]
         job.programs().load_state_dict(state)
@@ -292,6 +293,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     return files
 
 
+LARGEST_MATRIX = 10**9  # numbers
 PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 COMPILE = {"auto": "auto", "true": True, "false": False}
 OBJECTIVES = objectives.every() | objectives.estimators()

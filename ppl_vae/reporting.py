@@ -292,7 +292,7 @@ def report_run(
     folder = Path(folder)
     settings = runs.read_config(folder)
     history = runs.read_metrics(folder) if (folder / runs.METRICS).exists() else {}
-    pictures = {name: folder / file for name, file in KEPT.items() if (folder / file).exists()}
+    pictures = {name: folder / file for name, file in KEPT.items() if (folder / file).is_file()}
     pictures |= {"learning_curve": learning_curve(history)} if history else {}
     pictures |= _drawings(evaluation)
     if data is not None:

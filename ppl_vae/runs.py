@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ppl_vae import archive
 from ppl_vae.archive import UnreadableFile, write_atomically
 from ppl_vae.parallel import Workers
@@ -40,6 +42,8 @@ FORMAT = 1
 # What runs consist of: a folder with anything else in it is not overwritten.
 SUFFIXES = {".toml", ".csv", ".pt", ".json", ".nc", ".png", ".npz", ".html", ".md", ".part"}
 FOLDERS = {"tensorboard"}
+# Bytes of files that are parsed as text, which takes minutes for a hundred megabytes.
+LARGEST = {CONFIG: 10**6, METRICS: 10**8}
 
 
 def evaluation_name(particles: int | str, seed: int | str) -> str:
@@ -118,6 +122,8 @@ def _locked(folder: Path) -> Any:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LOCK).is_symlink():  # what it leads to would be emptied
+        raise FileExistsError(f"out: {folder / LOCK}: a link, where runs have their lock; remove it")
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -180,8 +186,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        ValueError: its settings are damaged, or far too large to be any.
     """
-    return tomllib.loads(_existing(folder, CONFIG).read_text())
+    path = _existing(folder, CONFIG)
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not the settings of a run ({error}); restore it from a copy") from error
 
 
 def write_metrics(folder: Path, history: Mapping[str, Sequence[float]]) -> None:
@@ -196,6 +207,8 @@ def write_metrics(folder: Path, history: Mapping[str, Sequence[float]]) -> None:
 def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
     """Add an epoch's row to ``metrics.csv``, with a header before the first; all of it or nothing."""
     path = folder / METRICS
+    if path.is_symlink():  # appending follows it, out of a folder that somebody else may have made
+        raise ValueError(f"{path}: a link, to which nothing is appended; replace it by the file itself")
     size = path.stat().st_size if path.exists() else 0
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(row))
@@ -212,10 +225,19 @@ def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, list[float]]:
-    """Return ``metrics.csv`` as columns."""
-    with _existing(folder, METRICS).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    """Return ``metrics.csv`` as columns.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: a cell is no number, or the file something else.
+    """
+    path = _existing(folder, METRICS)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    except (ValueError, TypeError, csv.Error) as error:  # of cells that are words, that lack or are too many
+        raise ValueError(f"{path}: not the numbers of a run ({error}); restore it from a copy, or remove it") from error
 
 
 def write_best(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
@@ -230,7 +252,15 @@ def read_best(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the folder holds no run of which an epoch has ended.
         UnreadableFile: it is not what was written.
     """
-    return archive.read(_existing(Path(folder), BEST), "best_state", FORMAT)
+    path = _existing(Path(folder), BEST)
+    found = archive.read(path, "best_state", FORMAT)
+    try:
+        numbers, tensors = found["best"].values(), found["state"]["programs"].values()
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise UnreadableFile(path, "not made by this library: it has no best state in it; remove it") from error
+    if not all(isinstance(n, int | float) for n in numbers) or not all(isinstance(t, Tensor) for t in tensors):
+        raise UnreadableFile(path, "not made by this library: its best state holds no tensors; remove it")
+    return found
 
 
 def write_last(folder: Path, content: Mapping[str, Any]) -> None:
@@ -274,4 +304,8 @@ def _existing(folder: Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.exists():
         raise FileNotFoundError(f"{folder}: not a finished run (it has no {name})")
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path}: a folder or a device, where a file is expected; restore the run from a copy")
+    if (size := path.stat().st_size) > LARGEST.get(name, size):
+        raise ValueError(f"{path}: its {size} bytes are more than a run leaves; restore it from a copy")
     return path
