@@ -24,6 +24,7 @@ from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, hel
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
+from ppl_vae.threads import one_thread
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_options"]
@@ -119,7 +120,7 @@ class SVIStep:
         self.follow_optimizer()
         moved = [*self._moved.values()]
         self.update.clear()
-        with self._cast(batch):
+        with one_thread(), self._cast(batch):
             bound, annealed, penalties, log_prior, gradients = self._ascended(batch)
         if self.update(moved, gradients, len(batch[0])):
             advance(self.objective)
@@ -128,7 +129,7 @@ class SVIStep:
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
         batch = self._batch(x)
-        with modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
+        with one_thread(), modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
             mine = self.workers.part(batch) if self.workers else None
             return self.validation(batch) if mine is None else self.workers.gathered(self.shared_validation(mine))
 
