@@ -214,9 +214,10 @@ def check_leading_axes(model: Program, guide: Program, batch: Batch) -> None:
         with own_parameters(), torch.no_grad():
             together = paired_traces(model, guide, batch, particles=2)
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ContractError(
             "the programs run on a batch but fail with two particles, where each latent has a leading axis of size 2: "
-            f"{str(error).splitlines()[0]}. Let networks act on the last axes only (those of ppl_vae.nets do), and "
+            f"{reason}. Let networks act on the last axes only (those of ppl_vae.nets do), and "
             "index from the right (x.expand(*z.shape[:-1], -1) gives x the axes of z)"
         ) from error
     check_data_support(together[0])

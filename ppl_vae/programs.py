@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ppl_vae.batches import Batch
+from ppl_vae.threads import one_thread
 
 __all__ = [
     "Program",
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 Program = Callable[..., Any]
-
 
 _in_pyros_store = ContextVar("in Pyro's store", default=False)
 
@@ -50,11 +50,11 @@ def pyros_parameters() -> Iterator[None]:
 
 @contextmanager
 def own_parameters() -> Iterator[None]:
-    """Run Pyro programs without touching what other programs left in Pyro's parameter store.
+    """Run Pyro programs without touching what others left in Pyro's parameter store, in one thread at a time.
 
-    Parameters of modules belong to their modules: inside, the store starts without any, and
-    afterwards it is as before. (Pyro would hand a second model the first one's tensors where the
-    names agree.) Plain ``pyro.param`` tensors have no other home than the store and stay in it.
+    Parameters of modules belong to their modules: inside, the store starts without any, and afterwards it is as before.
+    (Pyro would hand a second model the first one's tensors where the names agree.) Plain ``pyro.param`` tensors have no
+    other home than the store and stay in it.
 
     Example:
         >>> net = torch.nn.Linear(2, 2)
@@ -63,16 +63,17 @@ def own_parameters() -> Iterator[None]:
         >>> list(pyro.get_param_store().keys())
         []
     """
-    if _in_pyros_store.get():
-        yield
-        return
-    store = pyro.get_param_store()
-    with store.scope(_without_modules(store.get_state())) as inner:
-        yield
-    plain = _without_modules(inner)
-    if plain["params"].keys() - store.keys():
-        outer = store.get_state()
-        store.set_state({key: {**outer[key], **plain[key]} for key in outer})
+    with one_thread():
+        if _in_pyros_store.get():
+            yield
+            return
+        store = pyro.get_param_store()
+        with store.scope(_without_modules(store.get_state())) as inner:
+            yield
+        plain = _without_modules(inner)
+        if plain["params"].keys() - store.keys():
+            outer = store.get_state()
+            store.set_state({key: {**outer[key], **plain[key]} for key in outer})
 
 
 def _without_modules(state: Mapping[str, dict]) -> dict[str, dict]:
@@ -226,10 +227,8 @@ class Programs:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return every trainable tensor once, by name."""
-        named = {
-            f"{owner}.{name}": p for owner, module in self.modules.items() for name, p in module.named_parameters()
-        }
-        named |= {f"param.{name}": p for name, p in self.at_sites.items()}
+        found = ((f"{owner}.{name}", p) for owner, m in self.modules.items() for name, p in m.named_parameters())
+        named = dict(found) | {f"param.{name}": p for name, p in self.at_sites.items()}
         once = {id(p): (name, p) for name, p in reversed(named.items()) if p.requires_grad}
         return dict(reversed(once.values()))
 
@@ -334,8 +333,8 @@ def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> 
 
 @contextmanager
 def forked_random_state(seed: int | None = None) -> Iterator[None]:
-    """Draw inside from a state of its own; the caller's torch generators do not move."""
-    with torch.random.fork_rng():
+    """Draw inside from a state of its own, in one thread at a time; the caller's torch generators do not move."""
+    with one_thread(), torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
         yield

@@ -1,5 +1,6 @@
 """Progress bars, shown where somebody looks: a terminal or a notebook."""
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,10 +43,12 @@ def progress_bar(title: str, total: int | None, show: bool | None) -> Iterator[B
         total: number of advances, or None where it is not known.
         show: whether to show it; when None, in a terminal, and in a notebook that has ipywidgets.
     """
-    # Imported here: rich takes time to load, and draws from Python's random numbers as it does.
+    # Imported here: rich takes time to load, and draws from Python's random numbers as it does, which are a person's.
+    state = random.getstate()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    random.setstate(state)
     console = Console(stderr=True)
     somebody_looks = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
     visible = somebody_looks if show is None else show

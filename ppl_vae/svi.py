@@ -24,6 +24,7 @@ from ppl_vae.optimizers import Role, check_optimizer, check_optimizer_state, hel
 from ppl_vae.parallel import SharedNoise, workers
 from ppl_vae.particles import Particles
 from ppl_vae.programs import Program, Programs, modes_and_buffers_kept, undisturbed
+from ppl_vae.threads import one_thread
 from ppl_vae.updating import NOTHING_GATHERED, Update
 
 __all__ = ["Info", "SVIStep", "check_options"]
@@ -123,7 +124,7 @@ class SVIStep:
         self.follow_optimizer()
         moved = [*self._moved.values()]
         self.update.clear()
-        with self.update.guarded(self.programs):
+        with one_thread(), self.update.guarded(self.programs):
             with self._cast(batch):
                 bound, annealed, penalties, log_prior, gradients = self._ascended(batch)
             values = [bound, *penalties.values(), *(v for v in (annealed, log_prior) if v is not None)]
@@ -156,7 +157,7 @@ class SVIStep:
     def bound(self, x: Any) -> Tensor:
         """Return the bound of each datum, ``(B,)``, in evaluation mode and without gradient."""
         batch = self._batch(x)
-        with modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
+        with one_thread(), modes_and_buffers_kept(self.programs, training=False), self._cast(batch):
             mine = self.workers.part(batch) if self.workers else None
             return self.validation(batch) if mine is None else self.workers.gathered(self.shared_validation(mine))
 

@@ -576,3 +576,17 @@ def test_frozen_parameters_pass():
     model = Unused()
     model.classifier.requires_grad_(False)
     pv.check(model, guide(), X)
+
+
+def test_an_error_without_words_is_named_by_its_kind():
+    runs = []
+
+    class Second(Normal):
+        def forward(self, x):
+            runs.append(x)
+            if len(runs) > 2:
+                raise AssertionError
+            super().forward(x)
+
+    with pytest.raises(pv.ContractError, match="fail with two particles.*: AssertionError. Let"):
+        pv.check(vae(), Second(x_dim=D, z_dim=2, hidden=(4,)), X)
