@@ -141,7 +141,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no TOML, or an option is unknown.
-        TypeError: ``device``, ``root`` or ``out`` is no text.
+        TypeError: ``device``, ``root`` or ``out`` is no text, or ``versions`` no table.
 
     Example:
         >>> _ = (tmp_path / "vae.toml").write_text('objective = "iwae"\nparticles = 5')
@@ -162,6 +162,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         for name in found.keys() & PLACES:
             _check_kind(name, found[name], (PLACES[name],))
+        if not isinstance(recorded := found.get("versions", {}), Mapping):
+            raise TypeError(f"versions: expected a table of packages, found {recorded!r}")
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     return found
@@ -215,8 +217,6 @@ def other_versions(found: Mapping[str, Any], here: Mapping[str, str]) -> str:
         'recorded with torch 2.6, here is 2.15: numbers may differ'
     """
     recorded = found.get("versions", {})
-    if not isinstance(recorded, Mapping):
-        raise TypeError(f"versions: expected a table of packages, found {recorded!r}")
     other = {name: version for name, version in here.items() if recorded.get(name, version) != version}
     changes = [f"{name} {recorded[name]}, here is {version}" for name, version in other.items()]
     return f"recorded with {'; '.join(changes)}: numbers may differ" if changes else ""
