@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any, get_args, get_type_hints
 
-__all__ = ["check_fields", "positive", "whole"]
+__all__ = ["check_fields", "check_kind", "positive", "whole"]
 
 
 def positive(name: str, value: float) -> float:
@@ -50,28 +50,42 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 LARGEST = 10**12
-KINDS = {str: "a word", float: "a number", int: "a whole number"}
+KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
 
 
 def check_fields(record: Any) -> None:
-    """Look at the fields of a dataclass whose hints are words and numbers, or these and None.
+    """Look at the fields of a dataclass whose hints are texts, numbers and truth values, or these and None.
 
     Raises:
-        ValueError: one is of another kind, or a number that cannot be meant.
+        TypeError, ValueError: as `check_kind`.
 
     Example:
         >>> from dataclasses import make_dataclass
         >>> check_fields(make_dataclass("Settings", [("epochs", int)])("many"))
         Traceback (most recent call last):
         ...
-        ValueError: epochs: expected a whole number, found 'many'
+        TypeError: epochs: expected a whole number, found 'many'
     """
     for name, hint in get_type_hints(type(record)).items():
-        value, kinds = getattr(record, name), get_args(hint) or (hint,)
-        expected = next(kind for kind in KINDS if kind in kinds)
-        allowed = (*kinds, int) if expected is float else kinds
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            found = f"{value!r:.60}" if isinstance(value, str | float) else type(value).__name__
-            raise ValueError(f"{name}: expected {KINDS[expected]}, found {found}")
-        if isinstance(value, int) and abs(value) > LARGEST:  # it may be too long to be written
-            raise ValueError(f"{name}: expected a number of at most {LARGEST:,}, found a larger one")
+        check_kind(name, getattr(record, name), get_args(hint) or (hint,))
+
+
+def check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    """Raise if a value is of none of these kinds; a whole number is a number, a truth value is none.
+
+    Raises:
+        TypeError: likewise.
+        ValueError: it is a number that cannot be meant.
+
+    Example:
+        >>> check_kind("epochs", True, (int,))
+        Traceback (most recent call last):
+        ...
+        TypeError: epochs: expected a whole number, found True
+    """
+    allowed = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        expected = next(words for kind, words in KINDS.items() if kind in kinds)
+        raise TypeError(f"{name}: expected {expected}, found {value!r:.60}")
+    if isinstance(value, int) and abs(value) > LARGEST:  # it may be too long to be written
+        raise ValueError(f"{name}: expected a number of at most {LARGEST:,}, found a larger one")

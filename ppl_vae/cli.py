@@ -6,13 +6,15 @@ from traceback import walk_tb
 
 from ppl_vae.cli_diagnosis import ais, quality, surgery
 from ppl_vae.cli_evaluation import compare, evaluate, report
+from ppl_vae.cli_listing import list_, pairs
 from ppl_vae.cli_pictures import draw, sample
 from ppl_vae.cli_shared import app, free_folder
-from ppl_vae.cli_training import fit, list_, pairs
+from ppl_vae.cli_training import fit, resume
+from ppl_vae.interrupting import terminable
 
 __all__ = ["app", "free_folder", "main"]
 
-for command in (fit, evaluate, compare, report, sample, draw, ais, surgery, quality, pairs):
+for command in (fit, resume, evaluate, compare, report, sample, draw, ais, surgery, quality, pairs):
     app.command()(command)
 app.command(name="list")(list_)
 
@@ -31,7 +33,8 @@ def main() -> None:
 def run() -> None:
     """Run the command, together with the other processes if torchrun has started several."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        app()
+        with terminable():
+            app()
         return
     from ppl_vae.parallel import launched
 

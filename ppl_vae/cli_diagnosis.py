@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, leads, say, stoppable
+from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, kept, leads, say, stoppable
 
 __all__ = ["ais", "quality", "surgery"]
+
+NOTHING = "Stopped; nothing was written."
 
 Rows = Annotated[int | None, typer.Option(min=2, help="How many of the test data, from the first on; all if left out.")]
 Seed = Annotated[int, typer.Option(help="Seeds the draws.")]
@@ -25,20 +27,22 @@ def ais(
     guide: OwnProgram = None,
     device: Device = "auto",
     root: Root = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Estimate log-likelihoods by annealed importance sampling, and how far they may be off (both bounds)."""
-    from ppl_vae import annealing, jobs
+    with stoppable(NOTHING):
+        from ppl_vae import annealing, jobs
 
-    job = jobs.Job.from_run(run, root, model, guide, device)
-    options = {"distributions": distributions, "chains": chains, "leapfrog": leapfrog, "seed": seed}
-    options["guide"] = job.guide if from_guide else None
-    x = job.splits.test[:rows]
-    with stoppable("Stopped; nothing was written."):
+        job = jobs.Job.from_run(run, root, model, guide, device)
+        x, start = job.splits.test[:rows], "guide" if from_guide else "prior"
+        path = run / f"ais_T{distributions}_K{chains}_L{leapfrog}_{start}_N{len(x)}_seed{seed}.json"
+        if kept(path, overwrite):
+            return
+        options = {"distributions": distributions, "chains": chains, "leapfrog": leapfrog, "seed": seed}
+        options["guide"] = job.guide if from_guide else None
         found = annealing.ais(job.model, x, subject=job.subject(), **options)
         between = annealing.bdmc(job.model, like=x, n=len(x), **options)
-    start = "guide" if from_guide else "prior"
-    name = f"ais_T{distributions}_K{chains}_L{leapfrog}_{start}_N{len(x)}_seed{seed}"
-    _tell(run / f"{name}.json", {"ais": found, "bdmc": between})
+        _tell(path, {"ais": found, "bdmc": between})
 
 
 def surgery(
@@ -50,16 +54,18 @@ def surgery(
     guide: OwnProgram = None,
     device: Device = "auto",
     root: Root = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Cut the test ELBO into reconstruction, mutual information and marginal KL; count active units."""
-    from ppl_vae import jobs
-    from ppl_vae.surgery import elbo_surgery
+    with stoppable(NOTHING):
+        from ppl_vae import jobs
+        from ppl_vae.surgery import elbo_surgery
 
-    job = jobs.Job.from_run(run, root, model, guide, device)
-    x = job.splits.test[:rows]
-    with stoppable("Stopped; nothing was written."):
-        found = elbo_surgery(job.model, job.guide, x, draws=draws, seed=seed)
-    _tell(run / f"surgery_N{len(x)}_K{draws}_seed{seed}.json", {"surgery": found})
+        job = jobs.Job.from_run(run, root, model, guide, device)
+        x = job.splits.test[:rows]
+        path = run / f"surgery_N{len(x)}_K{draws}_seed{seed}.json"
+        if not kept(path, overwrite):
+            _tell(path, {"surgery": elbo_surgery(job.model, job.guide, x, draws=draws, seed=seed)})
 
 
 def quality(
@@ -73,21 +79,23 @@ def quality(
     guide: OwnProgram = None,
     device: Device = "auto",
     root: Root = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare samples of a run with the test data, and training data with them, as perfect samples would be."""
-    from ppl_vae import jobs
-    from ppl_vae.quality import compare, train_features
+    with stoppable(NOTHING):
+        from ppl_vae import jobs
+        from ppl_vae.quality import compare, train_features
 
-    job = jobs.Job.from_run(run, root, model, guide, device)
-    test = job.splits.test[:rows]
-    with stoppable("Stopped; nothing was written."):
+        job = jobs.Job.from_run(run, root, model, guide, device)
+        test = job.splits.test[:rows]
         labelled = features and "train" in job.splits.info.labels
+        path = run / f"quality_{'features' if labelled else 'numbers'}_N{len(test)}_seed{seed}.json"
+        if kept(path, overwrite):
+            return
         taken = train_features(job.splits, seed=seed) if labelled else None
         samples = next(value for value in job.sample(len(test), seed).values() if value.shape == test.shape)
         sets = {"samples": samples, "training data": job.training_images(seed)}
-        found = {name: compare(images, test, taken, seed) for name, images in sets.items()}
-    space = "features" if taken else "numbers"
-    _tell(run / f"quality_{space}_N{len(test)}_seed{seed}.json", found)
+        _tell(path, {name: compare(images, test, taken, seed) for name, images in sets.items()})
 
 
 def _tell(path: Path, found: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """``ppl-vae sample`` and ``ppl-vae draw``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, say
+from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, kept, leads, say, stoppable
 
 __all__ = ["draw", "sample"]
 
@@ -18,20 +18,35 @@ def sample(
     guide: OwnProgram = None,
     device: Device = "auto",
     root: Root = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw from the prior of a finished run: a picture, and every site as an .npz file."""
+    path = run / f"samples_n{n}_seed{seed}.png"
+    wanted = [file for file in (path.with_suffix(".npz"), path) if not kept(file, overwrite)]
+    with stoppable(f"Stopped; what was written before is in {run}."):
+        from ppl_vae import jobs
+
+        if wanted:
+            _sample(jobs.Job.from_run(run, root, model, guide, device), wanted, n, seed)
+
+
+def _sample(job: Any, wanted: list[Path], n: int, seed: int) -> None:
+    """Draw, and write those files that are wanted."""
     import numpy as np
 
-    from ppl_vae import jobs, runs
+    from ppl_vae import runs
 
-    job = jobs.Job.from_run(run, root, model, guide, device)
-    path = run / f"samples_n{n}_seed{seed}.png"
     arrays = {name: value.cpu().numpy() for name, value in job.sample(n, seed).items()}
-    runs.write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items())
-    picture = job.draw_samples(path, n, seed)
-    say(f"Drew {shapes}\nWritten to {path.with_suffix('.npz')}")
-    say(f"Written to {picture}" if isinstance(picture, Path) else f"No picture: {picture}")
+    if not leads():
+        return
+    say("Drew " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in arrays.items()))
+    for path in wanted:
+        if path.suffix == ".npz":
+            runs.write_atomically(path, lambda file: np.savez(file, **arrays))
+        elif isinstance(why := job.draw_samples(path, n, seed), str):
+            say(f"No picture: {why}")
+            continue
+        say(f"Written to {path}")
 
 
 def draw(
@@ -49,12 +64,16 @@ def draw(
     guide: OwnProgram = None,
     device: Device = "auto",
     root: Root = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures of a finished run: of its latent space, its reconstructions, of missing pixels filled in."""
-    from ppl_vae import jobs
+    with stoppable(f"Stopped; what was drawn before is in {run}."):
+        from ppl_vae import jobs
 
-    job = jobs.Job.from_run(run, root, model, guide, device)
-    found = job.draw(pictures or list(jobs.PICTURES), run, seed)
+        wanted = [name for name in pictures or jobs.PICTURES if not kept(run / f"{name}.png", overwrite)]
+        if not wanted:
+            return
+        found = jobs.Job.from_run(run, root, model, guide, device).draw(wanted, run, seed)
     missing = {name: why for name, why in found.items() if isinstance(why, str)}
     if pictures and missing:
         raise ValueError("; ".join(f"{name}: {why}" for name, why in missing.items()))

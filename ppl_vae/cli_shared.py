@@ -1,7 +1,9 @@
 """What the commands have in common: the application, options that several take, and how they speak."""
 
 import os
-from collections.abc import Iterator
+import shlex
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +12,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["app", "console", "free_folder", "leads", "say", "stoppable", "table"]
+__all__ = [
+    "app",
+    "check_free",
+    "console",
+    "free_folder",
+    "kept",
+    "leads",
+    "next_command",
+    "note",
+    "say",
+    "stoppable",
+    "table",
+]
 
 app = typer.Typer(
     name="ppl-vae",
@@ -29,6 +43,7 @@ Program = Annotated[str, typer.Option(help=PROGRAM)]
 OwnProgram = Annotated[str | None, typer.Option(help="path/to/file.py:Name, if the run used a file of your own.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA or ~/.cache/ppl_vae if left out.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make anew what is there already.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
 
 
@@ -55,6 +70,12 @@ def say(text: str) -> None:
     console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Print a line that is no result: to standard error, once for all processes."""
+    if leads():
+        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def console() -> Console:
     """Return the console for results; progress goes to standard error."""
     return Console()
@@ -74,15 +95,48 @@ def free_folder(parent: Path, name: str) -> Path:
     return folder
 
 
+def check_free(folder: Path, repair: str = "choose another name or remove it") -> None:
+    """Raise if something is in the way of a new folder, before anything is computed for it.
+
+    Raises:
+        FileExistsError: likewise.
+    """
+    if folder.exists() and (not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())):
+        raise FileExistsError(f"out: {folder} exists and is not an empty folder; {repair}")
+
+
+def kept(path: Path, overwrite: bool, repair: str = "--overwrite makes it anew") -> bool:
+    """Tell whether a file is there already and stays, and say so."""
+    if overwrite or not path.exists():
+        return False
+    if leads():
+        say(f"Kept {path}, already there; {repair}")
+    return True
+
+
+def next_command(command: str, run: Path, own: dict[str, str | None], *options: str) -> str:
+    """Return a command on a run, as a person types it: with the programs and the place of data that it cannot know."""
+    return shlex.join(
+        ["ppl-vae", command, str(run), *options, *(f"--{name}={value}" for name, value in own.items() if value)]
+    )
+
+
 @contextmanager
-def stoppable(words: str) -> Iterator[None]:
-    """Say what is left when a person stops a command, and end with the status that shells expect."""
+def stoppable(words: str | Callable[[], str]) -> Iterator[None]:
+    """Say what is left when Ctrl-C or SIGTERM stops a command, and end with the status that shells expect."""
     try:
         yield
     except KeyboardInterrupt:
-        if leads():
-            say(words)
-        raise typer.Exit(130) from None
+        status = 130
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        status = stop.code
+    else:
+        return
+    if leads():
+        say(words if isinstance(words, str) else words())
+    raise typer.Exit(status)
 
 
 def table(title: str) -> Table:

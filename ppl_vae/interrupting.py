@@ -2,14 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 __all__ = ["Interrupts", "interrupts"]
-
-# What is replaced: handlers that somebody has put there on purpose stay.
-DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Interrupts:
@@ -39,6 +36,15 @@ def stopped_by(number: int, words: str = "") -> BaseException:
     return KeyboardInterrupt(words) if number == signal.SIGINT else SystemExit(128 + number)
 
 
+def terminated(number: int, frame: FrameType | None) -> None:
+    """End the program by a signal as by an error, so that what is half done is left in order."""
+    raise stopped_by(number)
+
+
+# What is replaced: handlers that somebody has put there on purpose stay.
+OURS = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.SIG_DFL, terminated)}
+
+
 @contextmanager
 def interrupts() -> Iterator[Interrupts]:
     """Hear Ctrl-C and SIGTERM inside, and leave them to those who handled them before.
@@ -52,12 +58,34 @@ def interrupts() -> Iterator[Interrupts]:
         True
     """
     heard = Interrupts()
-    in_main = threading.current_thread() is threading.main_thread()
-    ours = [number for number, handler in DEFAULTS.items() if in_main and signal.getsignal(number) == handler]
-    for number in ours:
-        signal.signal(number, heard.hear)
-    try:
+    with _handled(heard.hear, *OURS):
         yield heard
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Hear SIGTERM inside as Python hears Ctrl-C: as an exception.
+
+    Example:
+        >>> with terminable():
+        ...     signal.raise_signal(signal.SIGTERM)
+        Traceback (most recent call last):
+        ...
+        SystemExit: 143
+    """
+    with _handled(terminated, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if in_main}
+    ours = {number: was for number, was in before.items() if was in OURS[number]}
+    for number in ours:
+        signal.signal(number, handler)
+    try:
+        yield
     finally:
-        for number in ours:
-            signal.signal(number, DEFAULTS[number])
+        for number, was in ours.items():
+            signal.signal(number, was)

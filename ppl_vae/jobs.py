@@ -5,19 +5,18 @@ Here, and only here, strings become functions.
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, priors, runs, zoo
-from ppl_vae.arguments import check_fields
+from ppl_vae import callbacks, choices, evaluation_plots, nets, pictures, plots, runs, zoo
 from ppl_vae.checking import supports
+from ppl_vae.choices import CHOSEN, COMPILE, LIKELIHOODS, PRECISION, PRIORS
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
 from ppl_vae.data.splits import on_data
@@ -26,52 +25,15 @@ from ppl_vae.evaluation import Evaluation
 from ppl_vae.exporting import write_netcdf
 from ppl_vae.fitted import Fit
 from ppl_vae.optimizers import adam
+from ppl_vae.parallel import workers
 from ppl_vae.pictures import PICTURES, Subject
 from ppl_vae.programs import Programs, forked_random_state, program_name
 from ppl_vae.reporting import report_run
 from ppl_vae.sampling import sample
+from ppl_vae.settings import Settings, check_own
 from ppl_vae.training import fit
 
-__all__ = ["Job", "Settings", "compared", "latest", "write_comparison"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of ``ppl-vae fit``, as its run folder records them."""
-
-    model: str = "vae"
-    guide: str = "normal"
-    data: str = "digits"
-    binarize: str | None = None
-    likelihood: str | None = None
-    prior: str | None = None
-    objective: str = "elbo"
-    particles: int = 1
-    epochs: int = 200
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    z_dim: int = 20
-    hidden: int = 200
-    seed: int = 0
-    eval_particles: int = 1000
-    compile: str = "auto"
-    precision: str = "float32"
-    clip_norm: float | None = None
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self)  # those of a run folder may be anything
-        for name, known in (
-            *(("objective", OBJECTIVES), ("likelihood", LIKELIHOODS), ("prior", PRIORS)),
-            *(("compile", COMPILE), ("precision", PRECISION)),
-        ):
-            if getattr(self, name) not in known and not (name in CHOSEN and getattr(self, name) is None):
-                raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
-        for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
-        if self.z_dim * self.hidden > LARGEST_MATRIX:
-            raise ValueError(f"z_dim, hidden: {self.z_dim} x {self.hidden} are too many weights; give smaller numbers")
+__all__ = ["Job", "Settings", "compared", "evaluation_files", "latest", "versions", "write_comparison"]
 
 
 class Job:
@@ -136,10 +98,17 @@ class Job:
         return untaken | {setting for setting, argument in CHOSEN.items() if argument not in self.taken}
 
     @classmethod
-    def from_run(
-        cls, folder: Path, root: str | None, model: str | None, guide: str | None, device: str = "auto"
+    def recorded(
+        cls, folder: Path, root: str | None, model: str | None, guide: str | None, device: str | None = None
     ) -> "Job":
-        """Make the programs of a finished run again, with its best parameters.
+        """Make the programs of a run again, as they were before training.
+
+        Args:
+            folder: of the run.
+            root: folder of the data.
+            model: the model, if it came from somebody's own file.
+            guide: likewise.
+            device: where to compute; where the run did, if left out.
 
         Raises:
             ValueError: a program came from somebody's own file, which is only executed when the
@@ -148,29 +117,32 @@ class Job:
         recorded = runs.read_config(folder)
         if "data" not in recorded:
             raise ValueError(f"{folder}: made by pv.fit, not by ppl-vae fit; load it in Python with pv.restore")
+        own = {role: program for role, program in (("model", model), ("guide", guide)) if program}
+        check_own(folder, recorded, own)
         known = {name: recorded[name] for name in Settings.__dataclass_fields__ if name in recorded}
-        for role, given in (("model", model), ("guide", guide)):
-            if given:
-                known[role] = given
-            elif ":" in str(known.get(role)):
-                raise ValueError(f"{role}: this run used {known[role]!r}; name it again with --{role} FILE:Name")
-        job = cls(Settings(**known), root, device)
-        state = runs.read_best(folder)["state"]["programs"]
-        job.programs().load_state_dict(state)
+        return cls(Settings(**known | own), root, device or recorded["device"])
+
+    @classmethod
+    def from_run(
+        cls, folder: Path, root: str | None, model: str | None, guide: str | None, device: str = "auto"
+    ) -> "Job":
+        """Make the programs of a run again, with its best parameters; otherwise as `recorded`."""
+        job = cls.recorded(folder, root, model, guide, device)
+        job.programs().load_state_dict(runs.read_best(folder)["state"]["programs"])
         return job
 
     def programs(self) -> Programs:
         """Return the pair's parameters and buffers, those made on the way included."""
         return Programs(self.model, self.guide).run_once(self.model, self.guide, (self.splits.valid[:2],))
 
-    def train(self, out: Path) -> Fit:
-        """Train into a run folder."""
+    def train(self, out: Path, resume: bool = False, overwrite: bool = False) -> Fit:
+        """Train into a run folder; go on with the run that is in it, or replace that, where it is said."""
         s = self.settings
         return fit(
             self.model,
             self.guide,
             self.splits,
-            objective=self._moved(zoo.build(OBJECTIVES[s.objective], {"x_dim": self.x_dim})),
+            objective=self._moved(self.objective()),
             particles=s.particles,
             epochs=s.epochs,
             batch_size=s.batch_size,
@@ -181,22 +153,51 @@ class Job:
             precision=PRECISION[s.precision],
             clip_norm=s.clip_norm,
             accumulate=s.accumulate,
-            config=self._recorded(),
+            config=self.record(),
+            **self._asked_for(out),
+            **{name: True for name, said in (("resume", resume), ("overwrite", overwrite)) if said},
         )
+
+    def objective(self) -> Any:
+        """Return the objective that the settings name, with the warm-up or the floor that they ask for."""
+        s = self.settings
+        if s.free_bits is not None:
+            return choices.floored(choices.WITH_FLOOR[s.objective], s.free_bits)
+        if s.warm_up is None and s.warm_up_cycles is None:
+            return choices.objective(s.objective, {"x_dim": self.x_dim})
+        updates = self._updates(s.warm_up or s.epochs)
+        return choices.annealed(choices.WITH_WEIGHT[s.objective], updates, s.warm_up_cycles)
+
+    def _updates(self, epochs: int) -> int:
+        batches = -(-len(self.splits.train) // self.settings.batch_size)
+        return epochs * batches // self.settings.accumulate
+
+    def _asked_for(self, out: Path) -> dict[str, Any]:
+        """Return the options of `fit` that are left out where nobody asks for them."""
+        s = self.settings
+        leads = (together := workers()) is None or together.leads
+        chosen = {
+            "scheduler": choices.scheduler(s.lr_schedule, s.epochs, self._updates(s.epochs), s.learning_rate),
+            "ema": s.ema,
+            "patience": s.patience,
+            "on_fault": choices.on_fault(s.on_fault),
+            "callbacks": [callbacks.tensorboard(out / "tensorboard")] if s.tensorboard and leads else None,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def evaluate(self, folder: Path, particles: int, seed: int) -> Evaluation:
         """Estimate the log-likelihood of the test data; what is finished is kept in the run folder."""
-        out = folder / f"{runs.evaluation_name(particles, seed)}.pt"
+        out, *_ = evaluation_files(folder, particles, seed)
         options = {"particles": particles, "seed": seed, "compile": COMPILE[self.settings.compile]}
         return evaluate(self.model, self.guide, self.splits, curve=True, out=out, **options)
 
-    def write_evaluation(self, folder: Path, evaluation: Evaluation) -> list[Path]:
-        """Write an evaluation as JSON and for ArviZ; return all of its files."""
-        path = folder / runs.evaluation_name(evaluation.particles, evaluation.seed)
-        files = [path.with_suffix(suffix) for suffix in (".json", ".nc", ".pt")]
-        runs.write_json(files[0], evaluation.to_dict())
-        write_netcdf(evaluation, files[1])
-        return files
+    def write_evaluation(self, evaluation: Evaluation, files: Sequence[Path]) -> None:
+        """Write an evaluation, as JSON or for ArviZ, as the names of the files say."""
+        for path in files:
+            if path.suffix == ".json":
+                runs.write_json(path, evaluation.to_dict())
+            else:
+                write_netcdf(evaluation, path)
 
     def training_images(self, seed: int) -> torch.Tensor:
         """Return the training images as training sees them, binarized once where it binarizes every time."""
@@ -244,14 +245,26 @@ class Job:
         how = self.splits.info.binarization
         return f"{s.model}{likelihood} and {s.guide} on {s.data} ({how}), {s.objective} with K = {s.particles}"
 
-    def _recorded(self) -> dict[str, Any]:
+    def line(self) -> str:
+        """Say in a line what is trained, on how many data, and where."""
+        sizes = (("training", self.splits.train), ("validation", self.splits.valid), ("test", self.splits.test))
+        data = ", ".join(f"{len(part):,} {name}" for name, part in sizes)
+        return f"{self.title()}; {data} data; {self.device}"
+
+    def record(self) -> dict[str, Any]:
         """Return what the run folder is to tell of how it came about."""
         meant = {name: value for name, value in asdict(self.settings).items() if name not in self.ignored()}
-        return meant | {"device": str(self.device), "versions": _versions()}
+        return meant | {"device": str(self.device), "versions": versions()}
 
     def _moved(self, program: Any) -> Any:
         """Return a program or an objective on the device; functions have nothing to move."""
         return program.to(self.device) if isinstance(program, nn.Module) else program
+
+
+def evaluation_files(folder: Path, particles: int, seed: int) -> list[Path]:
+    """Return the files of an evaluation: datum by datum, as JSON, and for ArviZ."""
+    name = runs.evaluation_name(particles, seed)
+    return [folder / f"{name}{suffix}" for suffix in (".pt", ".json", ".nc")]
 
 
 def compared(folders: Sequence[Path], particles: int | None = None, seed: int | None = None) -> Comparison:
@@ -293,31 +306,6 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     return files
 
 
-LARGEST_MATRIX = 10**9  # numbers
-PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
-COMPILE = {"auto": "auto", "true": True, "false": False}
-OBJECTIVES = objectives.every() | objectives.estimators()
-LIKELIHOODS = {
-    "bernoulli": nets.ToBernoulli,
-    "gaussian": nets.ToNormalOneScale,
-    "gaussian_fixed": nets.ToNormalFixedScale,
-    "gaussian_pixels": nets.ToNormalPixelScale,
-    "gaussian_predicted": nets.ToNormal,
-    "discretised_logistic": nets.ToDiscretisedLogistic,
-    "continuous_bernoulli": nets.ToContinuousBernoulli,
-}
-PRIORS = {
-    "standard_normal": priors.StandardNormal,
-    "mixture": priors.MixtureOfNormals,
-    "vamp": priors.VampPrior,
-    "exemplar": priors.Exemplar,
-    "autoregressive_flow": priors.AutoregressiveFlow,
-    "coupling_flow": priors.CouplingFlow,
-}
-# Settings that choose a part of the model, and the constructor's argument for it.
-CHOSEN = {"likelihood": "decoder", "prior": "prior"}
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -344,6 +332,7 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what numbers depend on."""
     found = {package: version(package) for package in ("ppl-vae", "pyro-ppl", "torch")}
     return found | {"python": platform.python_version()}

@@ -249,7 +249,8 @@ def commands(settings: Mapping[str, Any], folder: Path, evaluation: Evaluation) 
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    said = {f"--{name.replace('_', '-')}": value for name, value in values.items() if value is not False}
+    return [word for name, value in said.items() for word in ((name,) if value is True else (name, str(value)))]
 
 
 def report_run(

@@ -12,12 +12,12 @@ import numpy as np
 import pairs
 import pytest
 import torch
+from commands import FAST, run
 from matplotlib.image import imread
 
 import ppl_vae as pv
-from ppl_vae import cli, runs
+from ppl_vae import runs
 
-FAST = ["--epochs", "3", "--hidden", "16", "--z-dim", "2", "--eval-particles", "50"]
 FAST_OWN = ["--epochs", "2", "--z-dim", "2", "--eval-particles", "50"]
 FAST_OBJECT = ["--epochs", "2", "--eval-particles", "50"]
 FILES = {
@@ -28,6 +28,7 @@ FILES = {
     "evaluation_K50_seed0.nc",
     "evaluation_K50_seed0.pt",
     "learning_curve.png",
+    "outcome.json",
     "report.html",
     "samples.png",
     "reconstructions.png",
@@ -65,16 +66,6 @@ class Both(nn.Module):
 
 both = Both()
 """
-
-
-def run(monkeypatch, *arguments):
-    """Run the command line in this process; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["ppl-vae", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def removed(folder):
@@ -119,6 +110,18 @@ def test_fit_prints_what_it_did_and_where(monkeypatch, capsys, tmp_path):
     printed = capsys.readouterr().out
     for part in ("test log-likelihood", "±", "K = 50, N = 360", "not to be trusted", "runs/vae-digits-elbo", "Next:"):
         assert part in printed
+
+
+def test_progress_goes_to_standard_error_in_two_lines(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, "fit", *FAST, "--out", "run")
+    told = capsys.readouterr()
+    assert "1,257 training, 180 validation, 360 test data" in told.err
+    first, last = told.err.splitlines()
+    assert first.startswith("Training vae and normal on digits (dynamic), elbo with K = 1; 1,257 training")
+    assert first.endswith("; run")
+    assert last.startswith("Finished in ")
+    assert last.endswith(" s: run")
+    assert "Training vae" not in told.out
 
 
 def test_a_second_run_takes_a_folder_of_its_own(monkeypatch, finished):
@@ -249,14 +252,14 @@ def test_sample_draws_from_a_finished_run(monkeypatch, finished):
 def test_a_stopped_run_can_be_evaluated(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runs, "append_metrics", Mock(side_effect=[None, KeyboardInterrupt]))
     assert run(monkeypatch, "fit", *FAST, "--out", "run") == 130
-    assert "Stopped. The best parameters so far" in capsys.readouterr().out
+    assert "Stopped. What is finished of the run is in run; go on with:  ppl-vae resume run" in capsys.readouterr().out
     assert run(monkeypatch, "evaluate", "run", "--particles", "20") == 0
 
 
 def test_stopping_the_evaluation_says_where_the_run_is(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("ppl_vae.jobs.Job.evaluate", Mock(side_effect=KeyboardInterrupt))
     assert run(monkeypatch, "fit", *FAST, "--out", "here") == 130
-    assert "Stopped. The best parameters so far, if an epoch ended, are in here" in capsys.readouterr().out
+    assert "is in here; go on with:  ppl-vae resume here" in capsys.readouterr().out
     monkeypatch.undo()
     assert run(monkeypatch, "evaluate", str(tmp_path / "here"), "--particles", "20") == 0
 
@@ -423,6 +426,19 @@ def test_an_existing_run_is_not_overwritten(monkeypatch, finished, capsys):
 
 def test_the_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "ppl_vae", "--help"], capture_output=True, text=True, check=True)
-    commands = ("fit", "evaluate", "compare", "report", "sample", "draw", "ais", "surgery", "quality", "pairs", "list")
+    commands = (
+        "fit",
+        "resume",
+        "evaluate",
+        "compare",
+        "report",
+        "sample",
+        "draw",
+        "ais",
+        "surgery",
+        "quality",
+        "pairs",
+        "list",
+    )
     places = [done.stdout.index(f"│ {command} ") for command in commands]
     assert places == sorted(places)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import ppl_vae as pv
 from ppl_vae.data import files
@@ -40,6 +41,15 @@ def test_sets_have_their_sizes_and_values(name):
 
 def test_every_set_is_tested():
     assert set(SIZES) == set(pv.data.names())
+
+
+def test_digits_are_those_of_scikit_learn():
+    known, rows = load_digits(), torch.arange(1797) % 10
+    read = pv.data.load("digits")
+    for split, chosen in (("train", rows > 2), ("valid", rows == 2), ("test", rows < 2)):
+        images = torch.as_tensor(known.data / 16, dtype=torch.float32)
+        assert torch.equal(getattr(read, split), images[chosen])
+        assert torch.equal(read.info.labels[split], torch.as_tensor(known.target)[chosen])
 
 
 def test_digits_are_split_without_overlap_and_always_alike():
