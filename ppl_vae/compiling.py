@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.batches import Batch
+from ppl_vae.flops import Flops
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs
 from ppl_vae.remarks import remark
@@ -224,7 +224,7 @@ class Compiled:
 
     def _counted(self, batch: Batch) -> Any:
         """Run as it is, and find from the work done after how many runs a graph would have paid."""
-        with _Flops() as flops:
+        with Flops() as flops:
             result = self.function(self.programs.tensors(), batch)
         on_cpu = batch[0].device.type == "cpu"
         work = flops.total * SECONDS_SAVED_PER_FLOP if on_cpu else 0.0
@@ -263,30 +263,6 @@ class Compiled:
         if reason not in self.programs.said:
             self.programs.said.add(reason)
             remark(f"compile: it runs eagerly, since {reason}. Pass compile=False to have it so without a word")
-
-
-class _Flops(TorchDispatchMode):
-    """Counts the floating-point operations of what runs inside, matrix products and the like.
-
-    torch's ``FlopCounterMode`` follows modules too, by hooks on what they are called on, and a parameter with such
-    a hook gets no gradient.
-    """
-
-    supports_higher_order_operators = True
-
-    def __enter__(self) -> "_Flops":
-        from torch.utils.flop_counter import flop_registry
-
-        self.formulas, self.total = flop_registry, 0
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        formula = self.formulas.get(getattr(func, "_overloadpacket", None))
-        if formula is not None:
-            self.total += formula(*args, **kwargs, out_val=found)
-        return found
 
 
 def _same(key: Any, other: Any) -> bool:
