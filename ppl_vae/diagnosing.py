@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,12 @@ def explain(
         >>> model, guide = VAE(x_dim=6, z_dim=2, hidden=()), Normal(x_dim=6, z_dim=2, hidden=())
         >>> x = torch.ones(4, 6)
         >>> x[2, 1] = torch.nan
-        >>> explain(model, guide, pv.objectives.elbo, (x,), 1, rows=torch.tensor([7, 3, 9, 1]))
-        'data: part 0 of the batch is nan at datum 2 (row 9 of the data set); drop or fill it, ...'
+        >>> print(explain(model, guide, pv.objectives.elbo, (x,), 1, rows=torch.tensor([7, 3, 9, 1])))
+        data: part 0 of the batch is nan at datum 2 (row 9 of the data set); drop or fill it, ...
     """
-    programs = Programs(model, guide, objective).run_once(model, guide, batch)
+    programs = Programs(model, guide, objective)
+    with pyro.validation_enabled(False), suppress(Exception):  # whose cause is looked for below
+        programs.run_once(model, guide, batch)
     named = _named(programs, trained)
 
     def replay() -> tuple[Mapping[str, Tensor], Sequence[Tensor | None]]:
@@ -154,12 +157,13 @@ def _at(tensor: Tensor, bad: Tensor, rows: Tensor | None) -> str:
 
 def _of_state(programs: Programs) -> str:
     for name, tensor in programs.tensors().items():
-        bad = ~tensor.detach().isfinite()
+        # Masks of attention are -inf, and so may frozen logits be.
+        bad = ~tensor.detach().isfinite() if tensor.requires_grad else tensor.isnan()
         if bad.any():
-            kind = "parameter" if tensor.requires_grad else "buffer"
             return (
-                f"{kind} {name} has {int(bad.sum())} NaN or infinite numbers already, of {bad.numel()}, before the "
-                "batch is looked at; go back to a state from before, and see what wrote them"
+                f"{'parameter' if tensor.requires_grad else 'buffer'} {name} has {int(bad.sum())} NaN or infinite "
+                f"numbers of {bad.numel()}, before any of the batch is computed; go back to a state from before, and "
+                "see what wrote them"
             )
     return ""
 

@@ -180,21 +180,15 @@ def _repair(label: str, constraint: Any, number: str) -> str:
 
 def _unlikely(site: Site, parameters: list[tuple[str, Tensor, Any, int]], index: tuple[int, ...]) -> str:
     """Say why a density is none although all that it is made of is finite."""
-    with suppress(NotImplementedError, ValueError, RuntimeError):
-        fn, value = site["fn"], site["value"]
-        allowed = fn.support.check(value)
-        if not allowed.expand(torch.broadcast_shapes(allowed.shape, fn.batch_shape))[
-            index[-allowed.dim() or len(index) :]
-        ].all():
-            return (
-                f"the value lies outside the support of {contract.kind(fn)}; choose another likelihood, or other data"
-            )
-    ends = [
-        f"{label} from {in_short(part.min())} to {in_short(part.max())}"
-        for label, tensor, _, right in parameters
-        if (part := _here(tensor, right, index)).numel()
-    ]
-    return f"its parameters are finite ({', '.join(ends)}), and it overflows; put a floor under scales, or bound them"
+    fn, value = site["fn"], site["value"]
+    with suppress(NotImplementedError):  # not every distribution knows its support
+        if not _here(fn.support.check(value), 0, index).all():
+            kind = contract.kind(fn)
+            return f"the value lies outside the support of {kind}; choose another likelihood, or other data"
+    parts = {"value": _here(value, fn.event_dim, index)}
+    parts |= {label: _here(tensor, right, index) for label, tensor, _, right in parameters}
+    ends = [f"{label} from {in_short(part.min())} to {in_short(part.max())}" for label, part in parts.items()]
+    return f"it overflows, of finite numbers ({', '.join(ends)}); put a floor under scales, or keep values in bounds"
 
 
 def in_words(fault: Fault, rows: Tensor | None) -> str:

@@ -1,7 +1,7 @@
 """Keep what is no finite number out of parameters, optimizers and buffers; what a loop may do when it came."""
 
 from collections.abc import Callable, Iterable
-from math import isfinite
+from math import sqrt
 from typing import Any
 
 import torch
@@ -18,21 +18,26 @@ Policy = Callable[[Any, int], bool]
 # Where torch's fused optimizers look for a number that tells them, if it is 1, to do nothing.
 FLAG = "found_inf"
 
+# Sizes whose squares are finite in a type.
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST = {dtype: sqrt(torch.finfo(dtype).max) for dtype in TYPES}
+
 # The learning rates in a group of parameters: its own, and those from which torch's schedules compute it.
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 def bounded(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether the squares of all numbers have a finite sum; reads them once, and waits for the device.
+    """Tell whether the squares of each tensor's numbers have a finite sum; waits for the device.
 
-    If so, all are finite, and an update by them overflows nowhere. If not, they may be finite all the same.
+    If so, all are finite, and so are averages of their squares. If not, they may be finite all the same.
 
     Example:
         >>> bounded([torch.ones(3)]), bounded([torch.tensor([torch.nan])]), bounded([torch.tensor([1e30])])
         (True, False, False)
     """
     numbers = _numbers(tensors)
-    return not numbers or isfinite(sum(norm.item() for norm in torch._foreach_norm(numbers)))
+    # The norms of some devices are summed in a wider type. A comparison with NaN is false.
+    return not numbers or all(norm.item() < LARGEST[norm.dtype] for norm in torch._foreach_norm(numbers))
 
 
 def all_finite(tensors: Iterable[Tensor], squared: bool = False) -> Tensor:

@@ -183,7 +183,8 @@ class PyroStep(SVIStep):
             store[name] = average
         yield
         names = [name for name in store if name.startswith(AVERAGES)]
-        self._averages = {name: store[name].detach() for name in names}
+        # Copies, as the next batch, which may be refused, adds to them in place.
+        self._averages = {name: store[name].detach().clone() for name in names}
         for name in names:
             del store[name]
 

@@ -101,11 +101,15 @@ class Update:
 
     @contextmanager
     def guarded(self, programs: Programs) -> Iterator[None]:
-        """Put back the buffers that programs write inside, if the batch is refused."""
+        """Put back the buffers that programs write inside, if the batch is refused or they raise."""
         if self._buffers is None or self._buffers.programs is not programs:
             self._buffers = KeptBuffers(programs)
         self._buffers.keep()
-        yield
+        try:
+            yield
+        except BaseException:  # some operations refuse NaN themselves
+            self._buffers.settle(False)
+            raise
         self._buffers.settle(self._sound if self._done is None else self._sound & self._done)
 
     def follow(self, objective: Any) -> None:
