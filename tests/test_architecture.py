@@ -28,7 +28,6 @@ MAY_IMPORT = {
     "noise": {"batches", "contract"},
     "remembering": set(),
     "estimates": {"diagnostics", "noise", "objectives", "particles"},
-    "exporting": {"archive"},
     "evaluation": {"exporting", "recording", "redrawing"},
     "recording": {"archive", "parallel"},
     "comparing": {"evaluation"},

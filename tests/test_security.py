@@ -66,9 +66,9 @@ class Evil:
         return os.mkdir, (str(self.mark),)
 
 
-def saved(content):
+def saved(content, **options):
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content, buffer, **options)
     return buffer.getvalue()
 
 
@@ -78,19 +78,17 @@ def claiming(payload, kind, version):
     return archive.MAGIC + hashlib.sha256(facts + payload).hexdigest().encode() + facts + payload
 
 
-def saved_of_old(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
+OLD = {"_use_new_zipfile_serialization": False}
 KINDS = {"best.pt": "best_state", "last.pt": "run", "previous.pt": "run"}  # all else is of an evaluation
 FORMS = {
     "pickled": lambda content, kind: pickle.dumps(content),
     "saved by torch": lambda content, kind: saved(content),
-    "saved by torch of old": lambda content, kind: saved_of_old(content),
+    "saved by torch of old": lambda content, kind: saved(content, **OLD),
     "with a checksum": lambda content, kind: claiming(saved(content), kind, 1),
-    "of old, with a checksum": lambda content, kind: claiming(saved_of_old(content), kind, 1),
+    "by names on the stack, with a checksum": lambda content, kind: claiming(
+        saved(content, pickle_protocol=4), kind, 1
+    ),
+    "of old, with a checksum": lambda content, kind: claiming(saved(content, **OLD), kind, 1),
     "pickled, with a checksum": lambda content, kind: claiming(pickle.dumps(content), kind, 1),
 }
 
