@@ -226,5 +226,5 @@ def report(title: str, trained: Any, evaluation: Any, folder: Path) -> None:
     )
     rows.add_row("not to be trusted", evaluation.verdict)
     rows.add_row("run folder", str(folder))
-    rows.add_row("", ", ".join(sorted(path.name for path in folder.iterdir())))
+    rows.add_row("", ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))))
     console().print(rows)

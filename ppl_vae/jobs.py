@@ -128,7 +128,7 @@ class Job:
     ) -> "Job":
         """Make the programs of a run again, with its best parameters; otherwise as `recorded`."""
         job = cls.recorded(folder, root, model, guide, device)
-        job.programs().load_state_dict(runs.read_best(folder)["state"]["programs"])
+        job.programs().load_state_dict(runs.read_programs(folder))
         return job
 
     def programs(self) -> Programs:

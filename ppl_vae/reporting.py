@@ -34,6 +34,8 @@ CONTENTS = {
     "config.toml": "settings and versions",
     "metrics.csv": "a row per epoch",
     "best.pt": "the best parameters; ppl_vae.restore loads them",
+    "last.pt": "what ppl-vae resume goes on from",
+    "previous.pt": "the same, saved before it",
     "learning_curve.png": "the bound against the epoch",
     "samples.png": "the mean of x given latents from the prior",
     "reconstructions.png": "test data above their reconstructions",

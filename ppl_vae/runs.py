@@ -30,6 +30,7 @@ __all__ = [
     "read_config",
     "read_last",
     "read_metrics",
+    "read_programs",
     "taken",
     "write_best",
     "write_last",
@@ -261,6 +262,12 @@ def read_best(folder: Path) -> dict[str, Any]:
     if not all(isinstance(n, int | float) for n in numbers) or not all(isinstance(t, Tensor) for t in tensors):
         raise UnreadableFile(path, "not made by this library: its best state holds no tensors; remove it")
     return found
+
+
+def read_programs(folder: Path) -> dict[str, Any]:
+    """Return the best parameters and buffers of a run's programs, without what its objective has of its own."""
+    state = read_best(folder)["state"]["programs"]
+    return {name: tensor for name, tensor in state.items() if not name.startswith("objective.")}
 
 
 def write_last(folder: Path, content: Mapping[str, Any]) -> None:

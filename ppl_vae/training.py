@@ -263,4 +263,4 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))
-    programs.load_state_dict(runs.read_best(Path(out))["state"]["programs"])
+    programs.load_state_dict(runs.read_programs(Path(out)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import run
 
+import ppl_vae as pv
 from ppl_vae import callbacks, jobs, repeating, runs
 
 FAST = ["--epochs", "4", "--hidden", "8", "--z-dim", "2", "--eval-particles", "10", "--compile", "false"]
@@ -16,8 +17,8 @@ FAST = ["--epochs", "4", "--hidden", "8", "--z-dim", "2", "--eval-particles", "1
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
-    """Leave out pictures and files for ArviZ, which take most of the time of so short a run."""
-    for name in ("draw", "draw_learning_curve"):
+    """Leave out pictures, reports and files for ArviZ, which take most of the time of so short a run."""
+    for name in ("draw", "draw_learning_curve", "report"):
         monkeypatch.setattr(jobs.Job, name, Mock())
     monkeypatch.setattr(jobs, "write_netcdf", Mock())
 
@@ -50,17 +51,27 @@ def test_an_interrupted_run_comes_to_the_end_that_it_would_have_come_to(monkeypa
     interrupt_after(monkeypatch, 2, number)
     assert run(monkeypatch, "fit", *asked, "--out", "run") == status
     assert "is in run; go on with:  ppl-vae resume run" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "report.html").exists()
+    assert not repeating.finished(tmp_path / "run")
     interrupt_after(monkeypatch, None, number)
     assert run(monkeypatch, "resume", "run") == 0
     assert "test log-likelihood" in capsys.readouterr().out
-    assert (tmp_path / "run" / "report.html").exists()
     assert run(monkeypatch, "fit", *asked, "--out", "whole") == 0
     assert trained(tmp_path / "run") == trained(tmp_path / "whole")
     assert len(runs.read_metrics(tmp_path / "run")["epoch"]) == 4
     one, other = (parameters(monkeypatch, tmp_path / name) for name in ("run", "whole"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_programs_are_restored_without_the_state_of_their_objective(tmp_path):
+    settings = jobs.Settings(hidden=8, z_dim=2, epochs=2, warm_up=2, compile="false")
+    job = jobs.Job(settings, device="cpu")
+    job.train(tmp_path / "run")
+    assert any(name.startswith("objective.") for name in runs.read_best(tmp_path / "run")["state"]["programs"])
+    other = jobs.Job(jobs.Settings(hidden=8, z_dim=2, seed=1), device="cpu")
+    pv.restore(other.model, other.guide, tmp_path / "run")
+    for one, again in zip(job.programs().tensors().values(), other.programs().tensors().values(), strict=True):
+        assert torch.equal(one, again)
 
 
 def test_a_trained_run_is_not_trained_again(monkeypatch, tmp_path):
@@ -106,16 +117,15 @@ def test_a_run_is_replaced_where_it_is_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--ema", "0.9"],
-        ["--patience", "2"],
-        *(["--lr-schedule", name] for name in ("cosine", "step", "plateau", "one_cycle")),
-        *(["--on-fault", name] for name in ("stop", "skip", "back-off")),
+        {"ema": 0.9, "lr_schedule": "step"},
+        {"patience": 2, "lr_schedule": "plateau", "on_fault": "back-off"},
+        {"lr_schedule": "one_cycle", "on_fault": "skip"},
     ],
-    ids="-".join,
+    ids=str,
 )
-def test_every_option_of_training_trains(monkeypatch, tmp_path, options):
-    assert run(monkeypatch, "fit", *FAST, *options, "--out", "run") == 0
-    bounds = runs.read_metrics(tmp_path / "run")["valid_bound"]
+def test_options_of_training_train(tmp_path, options):
+    settings = jobs.Settings(hidden=8, z_dim=2, epochs=4, compile="false", **options)
+    bounds = jobs.Job(settings, device="cpu").train(tmp_path / "run").history["valid_bound"]
     assert bounds[-1] > bounds[0]
 
 
