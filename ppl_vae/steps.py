@@ -107,9 +107,9 @@ def svi_step(
         A `Step`: ``info = step(x)`` with ``info.bound``, nats per datum, and, where there is a prior,
         ``info.log_prior``, log p(theta) / N. Where options of the bound follow the step (`objectives.Scheduled`),
         ``info.bound`` has them at their ends, and ``info.annealed``, from the same draws, as they are.
-        A batch whose bound or gradients are NaN or infinite moves nothing:
-        ``info.finite`` is False, ``step.faults`` counts such batches, and ``step.explain(x)``, from the random state
-        before the step, says which number came first and why.
+        A batch whose bound or gradients are NaN or infinite moves nothing: ``info.finite`` is False, ``step.faults``
+        counts such batches, and ``step.explain(x)``, from the random state before the step, says which number came
+        first and why.
 
     Raises:
         ValueError: the bound needs more particles; ``compile`` is none of the three; there is a prior under an upper

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppl_vae as pv
 from ppl_vae import guarding
+from ppl_vae.learning_rates import LearningRates
 from ppl_vae.models.gan import GAN
 from ppl_vae.objectives import NVIL, Scheduled, beta_elbo, linear
 from ppl_vae.optimizers import FusedAdam
@@ -358,7 +359,8 @@ def test_backing_off_lasts_under_a_schedule(name, lr):
             optimizer.step()
             scheduler.step()
             if backs_off and i == 2:
-                assert guarding.back_off(0.5, schedulers=[scheduler])(step, 1)
+                with LearningRates(step, lambda optimizer, made=scheduler: made).lasting():
+                    assert guarding.back_off(0.5)(step, 1)
             rates.append(float(optimizer.param_groups[0]["lr"]))
         found.append(rates)
     plain, backed = found
