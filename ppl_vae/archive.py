@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UnreadableFile", "read", "write", "write_atomically"]
+__all__ = ["UnreadableFile", "read", "sync_folder", "write", "write_atomically"]
 
 MAGIC = b"ppl_vae file, SHA-256 "
 DIGEST = 64
@@ -281,7 +281,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         if isinstance(error, OSError):
             raise _unwritten(path, error) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _unwritten(path: Path, error: OSError) -> OSError:
@@ -290,7 +290,7 @@ def _unwritten(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, words, str(path))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the disk remember a renaming, without which a crash may bring the earlier file back."""
     if os.name == "nt":  # folders cannot be opened there
         return

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import runs
+from ppl_vae.archive import UnreadableFile
 from ppl_vae.arguments import whole
 from ppl_vae.averaging import Average
 from ppl_vae.batches import Batch, Source
@@ -115,7 +116,14 @@ class Loop:
 
         Raises:
             ValueError: it was another run.
+            UnreadableFile: it was none.
         """
+        try:
+            self._take_up(saved)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise UnreadableFile(self.folder, "what is saved there is of no run of this library; remove it") from error
+
+    def _take_up(self, saved: Mapping[str, Any]) -> None:
         for name, value in self.settings.items():
             if saved["settings"].get(name) != value:
                 raise ValueError(

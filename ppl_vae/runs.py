@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae import archive
-from ppl_vae.archive import UnreadableFile, write_atomically
+from ppl_vae.archive import UnreadableFile, sync_folder, write_atomically
 from ppl_vae.parallel import Workers
 
 __all__ = [
@@ -256,7 +256,7 @@ def read_best(folder: Path) -> dict[str, Any]:
     path = _existing(Path(folder), BEST)
     found = archive.read(path, "best_state", FORMAT)
     try:
-        numbers, tensors = found["best"].values(), found["state"]["programs"].values()
+        numbers, tensors = found["best"].values(), found["state"].get("programs", {}).values()
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise UnreadableFile(path, "not made by this library: it has no best state in it; remove it") from error
     if not all(isinstance(n, int | float) for n in numbers) or not all(isinstance(t, Tensor) for t in tensors):
@@ -277,6 +277,7 @@ def write_last(folder: Path, content: Mapping[str, Any]) -> None:
     if (folder / LAST).exists():
         (folder / LAST).replace(folder / PREVIOUS)
     part.replace(folder / LAST)
+    sync_folder(folder)
 
 
 def read_last(folder: Path) -> dict[str, Any] | None:

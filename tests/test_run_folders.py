@@ -216,3 +216,13 @@ def test_signals_are_heard_in_the_main_thread_alone_and_given_back(pair):
     thread.join()
     assert failed == []
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("content", [{"settings": {}}, [], {"settings": {}, "place": {"epoch": "one"}}], ids=str)
+def test_what_is_no_run_is_told_so(tmp_path, content):
+    folder = interrupted_run(tmp_path / "run")
+    saved = runs.read_last(folder)
+    forged = content if isinstance(content, list) else {**saved, **content, "settings": saved["settings"]}
+    runs.write_last(folder, forged if forged != saved else {"settings": saved["settings"]})
+    with pytest.raises(UnreadableFile, match="what is saved there is of no run of this library"):
+        run(RUNS["plain"], folder, resume=True)
