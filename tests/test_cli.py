@@ -348,7 +348,7 @@ def test_peoples_own_programs(monkeypatch, tmp_path, capsys, programs):
     assert run(monkeypatch, "fit", *programs, *sizes, "--out", "run") == 0
     recorded = run(monkeypatch, "evaluate", "run", "--particles", "20")
     assert recorded == 1  # a path in a run folder is never executed
-    assert "this run used own.py:" in capsys.readouterr().err
+    assert "this run used 'own.py:" in capsys.readouterr().err
     before = removed(tmp_path / "run")
     assert run(monkeypatch, "evaluate", "run", "--particles", "50", *programs) == 0
     assert (tmp_path / "run" / RESULT).read_text() == before
