@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppl_vae.batches import Batch, Source, not_finite
 from ppl_vae.checking import unmasked
+from ppl_vae.contract import ContractError
+from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import forked_random_state
 from ppl_vae.steps import Info, Step
 from ppl_vae.streams import put_back
@@ -22,13 +24,13 @@ class Taken(NamedTuple):
     """A step that was taken.
 
     Attributes:
-        info: what it reported.
+        info: what it reported, if it came to its end.
         batch: on which.
         rows: of the data in the batch, where they are known.
         random: state of torch's generators before it.
     """
 
-    info: Info
+    info: Info | None
     batch: Batch
     rows: Sequence[int] | None
     random: Mapping[str, Tensor]
@@ -47,6 +49,13 @@ def explained(step: Step, taken: Taken) -> str:
         put_back(taken.random)
         found = step.explain(taken.batch, None if taken.rows is None else torch.tensor(taken.rows))
     return f"{found}. The batch moved nothing; {BEST_ARE_BACK}"
+
+
+def note_cause(error: Exception, step: Step, taken: Taken) -> None:
+    """Add to the error of a step where in the programs it came from."""
+    elsewhere = isinstance(error, LostWorker | ContractError | torch.OutOfMemoryError)
+    if hasattr(step, "explain") and not elsewhere:
+        error.add_note(explained(step, taken))
 
 
 def check_epoch(row: Mapping[str, float], step: Step, train: Source, valid: Source | None) -> None:

@@ -19,7 +19,7 @@ from ppl_vae.archive import UnreadableFile
 from ppl_vae.arguments import whole
 from ppl_vae.averaging import Average
 from ppl_vae.batches import Batch, Source
-from ppl_vae.finiteness import BEST_ARE_BACK, Taken, check_epoch, explained
+from ppl_vae.finiteness import BEST_ARE_BACK, Taken, check_epoch, explained, note_cause
 from ppl_vae.fitted import Fit
 from ppl_vae.guarding import Policy, stop
 from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
@@ -220,7 +220,13 @@ class Loop:
     def _train(self, batch: Batch) -> None:
         """Take one step."""
         place, random = self.place, current()
-        self.unseen.append(Taken(self.step(batch), batch, self.train.rows_of(place.batches), random))
+        rows = self.train.rows_of(place.batches)
+        try:
+            info = self.step(batch)
+        except (RuntimeError, ValueError) as error:  # discrete draws by probabilities that are NaN raise
+            note_cause(error, self.step, Taken(None, batch, rows, random))
+            raise
+        self.unseen.append(Taken(info, batch, rows, random))
         place.batches, place.done = place.batches + 1, place.done + 1
         if len(self.unseen) >= self._looks_every:
             self._look()

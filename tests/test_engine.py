@@ -248,3 +248,13 @@ def test_the_bound_that_is_trained_stands_beside_the_one_that_is_compared(pair):
     bound, annealed = (result.history[name] for name in ("train_bound", "annealed_bound"))
     assert annealed[0] > bound[0]  # the KL weighs less
     assert annealed[2] == bound[2]
+
+
+def test_an_error_of_the_programs_says_where_it_came_from():
+    """Bernoulli draws by probabilities that are NaN raise, and do not wait for the bound."""
+    pair = pairs.make("sigmoid_belief_network", "bernoulli")
+    step = pv.svi_step(pair.model, pair.guide, pv.objectives.reinforce, optimizer=optimizer_of(pair))
+    watched = Watched(step, lambda: next(pair.guide.parameters()).data.fill_(torch.nan))
+    with pytest.raises(RuntimeError) as error:
+        pv.fit(step=watched, data=torch.ones(9, 6).double(), batch_size=3, epochs=1)
+    assert "parameter guide." in error.value.__notes__[0]
