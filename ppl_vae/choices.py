@@ -70,8 +70,8 @@ def floored(bound: Objective, floor: float) -> Objective:
     """Return a bound in which a latent's divergence costs at least a floor, in nats per site and datum.
 
     Example:
-        >>> facts(floored(free_bits, 0.5)).name
-        'free_bits'
+        >>> floored(free_bits, 0.5).keywords
+        {'floor': 0.5}
     """
     return partial(bound, floor=floor)
 

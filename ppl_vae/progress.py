@@ -60,4 +60,8 @@ def progress_bar(title: str, total: int | None, show: bool | None) -> Iterator[B
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not visible) as progress:
-        yield Bar(progress, title, total)
+        try:
+            yield Bar(progress, title, total)
+        finally:
+            if console.is_jupyter:  # where rich leaves the bar as it was at its last tick
+                progress.refresh()
