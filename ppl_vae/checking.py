@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
@@ -158,6 +159,28 @@ def check_dtype(programs: Programs, batch: Batch) -> None:
         raise ContractError(f"data: x is {x.dtype} but the parameters are {wanted}; convert one: x.to({wanted})")
 
 
+# torch's words for operations on two types of number, and for those that a type lacks.
+OF_TYPES = ("same dtype", "bool tensor", "expected scalar type", "not implemented for", "must match, but got")
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def refuse_types(role: str, batch: Batch, error: Exception) -> None:
+    """Raise if an error came of the type of the data; otherwise return."""
+    x, reason = batch[0], (str(error).splitlines() or [""])[0]
+    if not isinstance(error, RuntimeError) or not any(words in reason for words in OF_TYPES):
+        return
+    if not x.is_floating_point():
+        raise ContractError(
+            f"data: x is {x.dtype}, with which the {role} does not compute ({reason}); give it numbers of the type of "
+            "the parameters, such as x.to(torch.float32)"
+        ) from error
+    if x.dtype in HALVES:
+        raise ContractError(
+            f"data: x is {x.dtype}, in which the {role} cannot be computed on {x.device.type} ({reason}); "
+            "take data and programs in torch.float32 (model.float()), and precision=torch.bfloat16 for mixed precision"
+        ) from error
+
+
 def check_structure(model: Program, guide: Program, batch: Batch) -> None:
     """Sites, plates, shapes, densities and supports, without particles."""
     model_trace, guide_trace = paired_structure(model, guide, batch)
@@ -187,6 +210,7 @@ def explained_trace(program: Program, role: str, batch: Batch) -> Any:
         for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
             contract.check_site(name, site, role, rows)
         refuse_rows(program, role, batch, error)
+        refuse_types(role, batch, error)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         if "shapes cannot be multiplied" in str(error):  # torch's words for a linear layer
@@ -237,13 +261,33 @@ def _check_independence(program: Program, role: str, trace: Any, batch: Batch, g
         except (KeyError, NotImplementedError):  # a flow without inverse scores its own draws only
             continue
         together = _over_values(first(_log_density(trace.nodes[name])))
-        # Rounding apart; a sum that mixes particles or data is off by far more.
-        if ((together - ours).abs() > 1e-3 * (1 + ours.abs())).any():
+        if not _alike(together, ours):
+            _check_digits(role, name, site, ours)
             raise ContractError(
                 f"{role}: site '{name}' has log density {ours.item():.4f} for the first datum alone and "
                 f"{together.item():.4f} beside others: something mixes particles or data (a mean, softmax or index "
                 "over dim 0 or 1). Count axes from the right: dim=-1 is the last axis of an event"
             )
+
+
+def _alike(density: Tensor, other: Tensor) -> bool:
+    """Tell whether densities are one, rounding apart; a sum that mixes particles or data is off by far more."""
+    return not ((density - other).abs() > 1e-3 * (1 + other.abs())).any()
+
+
+def _check_digits(role: str, name: str, site: contract.Site, density: Tensor) -> None:
+    """Densities follow numbers, and not their rounding."""
+    value = site["value"]
+    if not value.is_floating_point() or contract.innermost(site["fn"]).support is not constraints.real:
+        return
+    last_digits = 4 * torch.finfo(value.dtype).eps * value
+    rounded = [_over_values(_log_density({**site, "value": value + digits})) for digits in (last_digits, -last_digits)]
+    if not all(_alike(other, density) for other in rounded):
+        raise ContractError(
+            f"{role}: site '{name}' has numbers as large as {value.abs().max().item():.1e}, of which {value.dtype} "
+            "keeps no digit that its scale could tell, so that its density is rounding alone; standardise the data, "
+            "whose largest numbers it follows, or take more digits (torch.float64)"
+        )
 
 
 def _over_values(density: Tensor) -> Tensor:

@@ -263,6 +263,11 @@ def check_plates(trace: Any, program: str, rows: int) -> None:
 def check_site(name: str, site: Site, program: str, rows: int) -> None:
     """Hold one site, traced without particles, to its plate and its batch shape."""
     check_plate(name, site, program, rows)
+    if 0 in site["fn"].event_shape and not is_factor(site):
+        raise ContractError(
+            f"{program}: site '{name}' has events of shape {tuple(site['fn'].event_shape)}, which hold nothing; give "
+            "it an element at least (is a size such as z_dim 0, or have the data no columns?)"
+        )
     check_batch_shape(name, site, program, rows)
     check_data_shape(name, site)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
+from ppl_vae.checking import check_dtype, paired_structure
 from ppl_vae.contract import ContractError
 from ppl_vae.enumeration import enumerated_by
 from ppl_vae.indexing import alike
@@ -150,6 +151,9 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
         Name of each observed site to ``E_q[E[x' | z]]``, ``(B, *event)``. Sites without a mean (a
         Categorical) are left out.
 
+    Raises:
+        ContractError: the programs cannot be run on these data; the message says why.
+
     Example:
         >>> from ppl_vae.models.vae import VAE
         >>> from ppl_vae.guides.normal import Normal
@@ -159,10 +163,15 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
     model, guide = alike(model, guide)
     programs = Programs(model, guide)
     batch = programs.on_device(as_batch(x))
+    check_dtype(programs, batch)
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
-        model_trace, guide_trace = paired_traces(model, guide, batch, particles)
+        try:
+            model_trace, guide_trace = paired_traces(model, guide, batch, particles)
+        except RuntimeError:
+            paired_structure(model, guide, batch)  # which may say what is wrong in better words
+            raise
         contract.check_names(model_trace, guide_trace)
         mass, sites = _mass(model_trace, guide_trace), contract.observed(model_trace)
         return {name: _averaged(mean, mass, sites[name]) for name, mean in _means(model_trace).items()}

@@ -588,5 +588,5 @@ def test_an_error_without_words_is_named_by_its_kind():
                 raise AssertionError
             super().forward(x)
 
-    with pytest.raises(pv.ContractError, match=r"fail with two particles.*: AssertionError. Let"):
+    with pytest.raises(pv.ContractError, match=r"fail with two particles.*: AssertionError\. Let"):
         pv.check(vae(), Second(x_dim=D, z_dim=2, hidden=(4,)), X)
