@@ -4,9 +4,8 @@ import copy
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from torch import Tensor
 
 from ppl_vae import runs
 from ppl_vae.archive import UnreadableFile
-from ppl_vae.arguments import whole
 from ppl_vae.averaging import Average
 from ppl_vae.batches import Batch, Source
 from ppl_vae.finiteness import BEST_ARE_BACK, Taken, check_epoch, explained, note_cause
 from ppl_vae.fitted import Fit
-from ppl_vae.guarding import Policy, stop
+from ppl_vae.guarding import stop
 from ppl_vae.interrupting import Interrupts, interrupts, stopped_by
 from ppl_vae.learning_rates import LearningRates
 from ppl_vae.objectives import facts, settled
@@ -29,45 +27,16 @@ from ppl_vae.parallel import LostWorker
 from ppl_vae.place import Place
 from ppl_vae.programs import forked_random_state
 from ppl_vae.progress import Bar, progress_bar
+from ppl_vae.rules import Row, Rules
 from ppl_vae.steps import Info, Step
 from ppl_vae.streams import Streams, current
 
-__all__ = ["Loop", "Rules", "check_rules"]
+__all__ = ["Loop"]
 
 # Often enough that little is lost, seldom enough that writing costs nothing.
 SECONDS_BETWEEN_SAVES = 20.0
 
 BATCHES_BETWEEN_LOOKS = 50
-
-Row = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a run goes; see `ppl_vae.fit`."""
-
-    epochs: int
-    seed: int
-    patience: int | None = None
-    ema: float | None = None
-    scheduler: Any = None
-    callbacks: Sequence[Callable[[Row], Any]] = ()
-    on_fault: Policy = stop
-
-
-def check_rules(rules: Rules, valid: Source | None, resume: bool, overwrite: bool, out: Any) -> None:
-    """Raise if rules contradict each other, or ask for what is not there."""
-    if rules.patience is not None:
-        whole("patience", rules.patience)
-        if valid is None:
-            raise ValueError("patience: it looks at the bound of validation data, and there are none; pass valid=")
-    if unknown := [callback for callback in rules.callbacks if not callable(callback)]:
-        raise TypeError(f"callbacks: expected functions of a row of the history, found {unknown[0]!r}")
-    for name, wanted in (("resume", resume), ("overwrite", overwrite)):
-        if wanted and out is None:
-            raise ValueError(f"{name}: it is about the run in a folder, and there is none; pass out=")
-    if resume and overwrite:
-        raise ValueError("resume, overwrite: one goes on with the run in out, the other replaces it; choose one")
 
 
 class Loop:

@@ -266,7 +266,8 @@ def read_best(folder: Path) -> dict[str, Any]:
 
 def read_programs(folder: Path) -> dict[str, Any]:
     """Return the best parameters and buffers of a run's programs, without what its objective has of its own."""
-    state = read_best(folder)["state"]["programs"]
+    if (state := read_best(folder)["state"].get("programs")) is None:
+        raise UnreadableFile(Path(folder) / BEST, "the step of this run showed no programs; take up its state yourself")
     return {name: tensor for name, tensor in state.items() if not name.startswith("objective.")}
 
 

@@ -197,11 +197,13 @@ def check_own(where: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -
         >>> check_own(Path("run"), {"model": "own.py:Model"}, {})
         Traceback (most recent call last):
         ...
-        ValueError: run: this run used own.py:Model; name it again with --model FILE:Name
+        ValueError: model: this run used 'own.py:Model' (in run); name it again with --model FILE:Name
     """
     for role in ("model", "guide"):
         if role not in given and ":" in str(found.get(role, "")):
-            raise ValueError(f"{where}: this run used {found[role]}; name it again with --{role} FILE:Name")
+            raise ValueError(
+                f"{role}: this run used {found[role]!r} (in {where}); name it again with --{role} FILE:Name"
+            )
 
 
 def other_versions(found: Mapping[str, Any], here: Mapping[str, str]) -> str:

@@ -19,12 +19,13 @@ from ppl_vae.guarding import Policy, stop
 from ppl_vae.indexing import alike, check_reach, with_index
 from ppl_vae.learning_rates import Scheduler
 from ppl_vae.log_priors import LogPrior, prior_options
-from ppl_vae.loop import Loop, Rules, check_rules
+from ppl_vae.loop import Loop
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
 from ppl_vae.parallel import workers
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.pyro_step import check_callable, check_elbo
+from ppl_vae.rules import Rules, check_rules
 from ppl_vae.steps import PlannedStep, Step, svi_step
 from ppl_vae.svi import check_options
 

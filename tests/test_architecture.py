@@ -92,6 +92,7 @@ MAY_IMPORT = {
     "averaging": {"objectives"},
     "learning_rates": set(),
     "place": set(),
+    "rules": {"arguments", "batches", "guarding"},
     "compiling": {
         "batches",
         "capture",

@@ -127,7 +127,7 @@ def test_a_program_in_a_file_is_not_executed_unless_it_is_named_again(monkeypatc
     (tmp_path / "vae.toml").write_text('epochs = 1\nmodel = "own.py:VAE"\n')
     monkeypatch.setattr(cli_running, "run", lambda plan: plan.job())
     assert run(monkeypatch, "fit", "--config", "vae.toml") == 1
-    assert "vae.toml: this run used own.py:VAE; name it again with --model FILE:Name" in capsys.readouterr().err
+    assert "this run used 'own.py:VAE' (in vae.toml); name it again with --model FILE:Name" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
     assert run(monkeypatch, "fit", "--config", "vae.toml", "--model", "own.py:VAE") == 0
     assert (tmp_path / "executed").exists()

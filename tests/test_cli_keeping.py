@@ -133,7 +133,7 @@ def test_runs_that_cannot_be_gone_on_with_are_told(monkeypatch, tmp_path, capsys
     assert "python: made by pv.fit, not by ppl-vae fit; go on in Python" in capsys.readouterr().err
     (tmp_path / "python" / "config.toml").write_text('data = "digits"\nmodel = "own.py:Model"\n')
     assert run(monkeypatch, "resume", "python") == 1
-    assert "python: this run used own.py:Model; name it again with --model FILE:Name" in capsys.readouterr().err
+    assert "this run used 'own.py:Model' (in python); name it again with --model FILE:Name" in capsys.readouterr().err
 
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}

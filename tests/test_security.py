@@ -134,7 +134,6 @@ def test_a_best_state_of_another_shape_is_refused(folder):
         3,
         {},
         [],
-        {**content, "state": {}},
         {**content, "state": {"programs": {"a": 1}}},
         {**content, "best": 1},
     ):
@@ -261,8 +260,8 @@ def test_nothing_is_written_through_links_or_read_of_what_is_only_written(folder
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(mine)
-    assert command(monkeypatch, "evaluate", folder, "--particles=30") == 0
-    assert command(monkeypatch, "sample", folder, "--n=1") == 0
+    assert command(monkeypatch, "evaluate", folder, "--particles=30", "--overwrite") == 0
+    assert command(monkeypatch, "sample", folder, "--n=1", "--overwrite") == 0
     assert mine.read_bytes() == before
     assert not mark.exists()
     assert not any((folder / name).is_symlink() for name in names)
