@@ -261,6 +261,7 @@ def test_nothing_is_written_through_links_or_read_of_what_is_only_written(folder
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(mine)
     assert command(monkeypatch, "evaluate", folder, "--particles=30", "--overwrite") == 0
+    assert command(monkeypatch, "report", folder, "--overwrite") == 0
     assert command(monkeypatch, "sample", folder, "--n=1", "--overwrite") == 0
     assert mine.read_bytes() == before
     assert not mark.exists()
