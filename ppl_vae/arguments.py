@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any
 
-__all__ = ["positive", "whole"]
+__all__ = ["positive", "whole", "whole_seed"]
 
 
 def positive(name: str, value: float) -> float:
@@ -47,3 +47,23 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
     return value
+
+
+def whole_seed(seed: Any) -> int:
+    """Return a seed if it is a whole number of 64 bits.
+
+    Args:
+        seed: the number.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> whole_seed(2**70)
+        Traceback (most recent call last):
+        ...
+        ValueError: seed: expected a whole number of 64 bits, found 1180591620717411303424
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected a whole number of 64 bits, found {seed!r}")
+    return seed

@@ -1,6 +1,7 @@
 """`check`: hold a model, its guide and one batch to the contract before anything is trained on them."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -11,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
@@ -20,11 +22,24 @@ from ppl_vae.indexing import alike, check_rows, refuse_rows, signature_of
 from ppl_vae.noise_transforms import check_noise
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
-from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
+from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports, check_types
 from ppl_vae.tracing import first, paired_traces, trace_of_first
 from ppl_vae.weighing import weigh
 
 __all__ = ["check", "explained_trace", "paired_structure", "supports"]
+
+# What Pyro says where no site has been reached, or one is not to blame, and what a person is told instead.
+PYROS_WORDS = {
+    r"Multiple sample sites named '(.*)'": "site '{0}' stands in it twice; give each statement a name of its own",
+    r'at plates "(.*)" and "(.*)", collide at dim=(.*)': (
+        "the plates '{0}' and '{1}' both have dim={2}; the batch plate 'data' is the only one, make the rest an event "
+        "with .to_event"
+    ),
+    r"subsample_size does not match len\(subsample\), (\d+) vs (\d+)": (
+        "plate 'data' is said to hold {1} data, but the batch has {0} rows; write pyro.plate('data', N, x.shape[0], "
+        "dim=-1) with the size N of the whole data set, or pyro.plate('data', x.shape[0], dim=-1)"
+    ),
+}
 
 
 def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor] | None = None) -> None:
@@ -59,10 +74,11 @@ def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor
     check_values(model, batch)
     programs = Programs(model, guide)
     check_dtype(programs, batch)
+    check_parameters(programs)
     with unwritten(batch), pyro.validation_enabled(True), undisturbed(programs, training=False):
         # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
-        check_structure(model, guide, batch)
-        check_structure(model, guide, _resized(batch))
+        check_structure(model, guide, batch, programs)
+        check_structure(model, guide, _resized(batch), programs)
         check_leading_axes(model, guide, batch)
         programs.run_once(model, guide, batch)
         check_noise(*paired_structure(model, guide, batch), guide, programs, batch)
@@ -105,7 +121,13 @@ def unmasked(model: Program, batch: Batch) -> Batch:
     present = _argument(model, "observed", batch)
     if present is None:
         return batch
-    return tuple(part.masked_fill(~present.bool(), 0) if part.dim() == present.dim() else part for part in batch)
+    return tuple(part.masked_fill(~present.bool(), 0) if _covers(present, part) else part for part in batch)
+
+
+def _covers(present: Tensor, part: Tensor) -> bool:
+    """Tell whether what says which values are there speaks of these."""
+    sizes = zip(present.shape, part.shape, strict=False)
+    return part.dim() == present.dim() and all(size in (1, other) for size, other in sizes)
 
 
 def supports(model: Program, x: Any) -> bool:
@@ -151,16 +173,30 @@ def _argument(program: Program, name: str, batch: Batch) -> Tensor | None:
 
 def check_dtype(programs: Programs, batch: Batch) -> None:
     """The data's floating type is the parameters'."""
-    found = {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
-    x = batch[0]
+    found, x = _types(programs), batch[0]
     if x.is_floating_point() and found and x.dtype not in found:
-        (wanted, *_) = found
+        wanted = found.pop()
         raise ContractError(f"data: x is {x.dtype} but the parameters are {wanted}; convert one: x.to({wanted})")
 
 
-def check_structure(model: Program, guide: Program, batch: Batch) -> None:
-    """Sites, plates, shapes, densities and supports, without particles."""
+def _types(programs: Programs) -> set[torch.dtype]:
+    return {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
+
+
+def check_parameters(programs: Programs) -> None:
+    """No parameter is NaN, as after a training that went wrong."""
+    for name, p in programs.parameters().items():
+        if not is_lazy(p) and p.isnan().any():
+            raise ContractError(
+                f"parameter {name}: {int(p.isnan().sum())} of its {p.numel()} values are NaN; make the programs anew, "
+                "or take back a state from before (pv.restore)"
+            )
+
+
+def check_structure(model: Program, guide: Program, batch: Batch, programs: Programs) -> None:
+    """Sites, plates, shapes, types, densities and supports, without particles."""
     model_trace, guide_trace = paired_structure(model, guide, batch)
+    check_types(model_trace, _types(programs))
     contract.check_known(guide_trace)
     check_densities(model_trace, guide_trace)
     check_supports(model_trace, guide_trace)
@@ -187,6 +223,7 @@ def explained_trace(program: Program, role: str, batch: Batch) -> Any:
         for name, site in [*contract.sample_sites(tracer.trace), *_failed_site(error)]:
             contract.check_site(name, site, role, rows)
         refuse_rows(program, role, batch, error)
+        _refuse_in_other_words(error, role)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         if "shapes cannot be multiplied" in str(error):  # torch's words for a linear layer
@@ -197,6 +234,13 @@ def explained_trace(program: Program, role: str, batch: Batch) -> Any:
     for name, site in contract.sample_sites(tracer.trace):
         contract.check_site(name, site, role, rows)
     return tracer.trace
+
+
+def _refuse_in_other_words(error: Exception, role: str) -> None:
+    """Raise for what Pyro says without saying how to mend it; return where it is something else."""
+    for pattern, words in PYROS_WORDS.items():
+        if found := re.search(pattern, str(error)):
+            raise ContractError(f"{role}: {words.format(*found.groups())}") from error
 
 
 def _failed_site(error: Exception) -> Iterator[tuple[str, contract.Site]]:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, leads, say, stoppable
+from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, checked_seed, leads, say, stoppable
 
 __all__ = ["ais", "quality", "surgery"]
 
 Rows = Annotated[int | None, typer.Option(min=2, help="How many of the test data, from the first on; all if left out.")]
-Seed = Annotated[int, typer.Option(help="Seeds the draws.")]
+Seed = Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")]
 
 
 def ais(

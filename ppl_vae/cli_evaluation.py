@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, console, free_folder, leads, say, stoppable
+from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, checked_seed, console, free_folder, leads, say, stoppable
 
 __all__ = ["compare", "evaluate", "report"]
 
@@ -14,7 +14,7 @@ __all__ = ["compare", "evaluate", "report"]
 def evaluate(
     run: Run,
     particles: Annotated[int, typer.Option(min=1, help="K: draws of the guide per datum.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -40,7 +40,7 @@ def report(
     particles: Annotated[
         int | None, typer.Option(min=1, help="Which evaluation to report; that with most draws if left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Likewise; any if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(callback=checked_seed, help="Likewise; any if left out.")] = None,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -58,7 +58,7 @@ def compare(
     particles: Annotated[
         int | None, typer.Option(min=1, help="Which evaluation of a run to take; that with most draws if left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Likewise; any if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(callback=checked_seed, help="Likewise; any if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for table, numbers and picture.")] = None,
 ) -> None:
     """Compare runs by their test log-likelihoods: paired differences, since the data are shared."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, say
+from ppl_vae.cli_shared import Device, OwnProgram, Root, Run, checked_seed, say
 
 __all__ = ["draw", "sample"]
 
@@ -13,7 +13,7 @@ __all__ = ["draw", "sample"]
 def sample(
     run: Run,
     n: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -44,7 +44,7 @@ def draw(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds what is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds what is drawn at random.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",

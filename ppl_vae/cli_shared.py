@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["app", "console", "free_folder", "leads", "say", "stoppable", "table"]
+__all__ = ["app", "checked_seed", "console", "free_folder", "leads", "say", "stoppable", "table"]
 
 app = typer.Typer(
     name="ppl-vae",
@@ -30,6 +30,16 @@ OwnProgram = Annotated[str | None, typer.Option(help="path/to/file.py:Name, if t
 Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA or ~/.cache/ppl_vae if left out.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """Return a seed if torch can take it."""
+    from ppl_vae.arguments import whole_seed
+
+    try:
+        return seed if seed is None else whole_seed(seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def print_version(wanted: bool) -> None:

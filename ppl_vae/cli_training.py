@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vae.cli_shared import Device, Program, Root, console, free_folder, leads, say, stoppable, table
+from ppl_vae.cli_shared import Device, Program, Root, checked_seed, console, free_folder, leads, say, stoppable, table
 
 __all__ = ["fit", "list_", "pairs"]
 
@@ -37,7 +37,9 @@ def fit(
         typer.Option(help="threshold, static or dynamic; dynamic if left out and the likelihood needs zeros and ones."),
     ] = None,
     eval_particles: Annotated[int, typer.Option(min=1, help="K: draws per datum for the test log-likelihood.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seeds initial parameters, order, draws and binarization.")] = 0,
+    seed: Annotated[
+        int, typer.Option(callback=checked_seed, help="Seeds initial parameters, order, draws and binarization.")
+    ] = 0,
     compile: Annotated[  # noqa: A002 - the public name
         str, typer.Option(help="true, false, or auto: compile steps and evaluation where that saves time.")
     ] = "auto",

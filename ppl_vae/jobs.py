@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 from ppl_vae import evaluation_plots, nets, objectives, pictures, plots, priors, runs, zoo
+from ppl_vae.arguments import whole_seed
 from ppl_vae.checking import supports
 from ppl_vae.comparing import Comparison, compare
 from ppl_vae.data import binarized, load
@@ -59,17 +59,17 @@ class Settings:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("objective", OBJECTIVES),
-            ("likelihood", LIKELIHOODS),
-            ("prior", PRIORS),
-            ("compile", COMPILE),
-            ("precision", PRECISION),
-        ):
+        for name, kind in get_type_hints(Settings).items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind | int if kind in (float, float | None) else kind):
+                raise ValueError(f"{name}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+        whole_seed(self.seed)
+        named = {"objective": OBJECTIVES, "likelihood": LIKELIHOODS, "prior": PRIORS}
+        for name, known in (named | {"compile": COMPILE, "precision": PRECISION}).items():
             if getattr(self, name) not in known and not (name in CHOSEN and getattr(self, name) is None):
                 raise ValueError(f"{name}: unknown name {getattr(self, name)!r}; there are {', '.join(known)}")
         for name in ("particles", "epochs", "batch_size", "z_dim", "hidden", "eval_particles", "learning_rate"):
-            if not 0 < getattr(self, name) < inf:
+            if not 0 < getattr(self, name) < 2**63:  # more is no size of a tensor
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
 
 
@@ -154,8 +154,7 @@ class Job:
             elif ":" in known.get(role, ""):
                 raise ValueError(f"{role}: this run used {known[role]}; name it again with --{role} FILE:Name")
         job = cls(Settings(**known), root, device)
-        state = runs.read_checkpoint(folder)["state"]["programs"]
-        job.programs().load_state_dict(state)
+        job.programs().load_state_dict(runs.read_programs(folder))
         return job
 
     def programs(self) -> Programs:
@@ -321,7 +320,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # which a device without memory, as meta, refuses
     except (RuntimeError, AssertionError) as error:  # torch built without the device asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {name!r} cannot be used here ({reason}); choose auto or cpu") from error

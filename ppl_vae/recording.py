@@ -26,6 +26,8 @@ WORDS = {
     "probe": "another model or guide, though their parameters are equal",
 }
 
+COLUMNS = {"keys", "log_px", "elbo", "ess", "khat", "log_px_error"}
+
 
 class Record:
     """Columns that grow by batches of data.
@@ -193,4 +195,18 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or "columns" not in found:
         raise ValueError(f"{path}: not an evaluation's file, or one of another version of this library")
+    if not _is_whole(found):
+        raise ValueError(f"{path}: a damaged evaluation's file; give another one, or remove it")
     return found
+
+
+def _is_whole(found: Mapping[str, Any]) -> bool:
+    """Tell whether a record has what is read of it, a row of each column for each datum."""
+    settings, facts, columns = (found.get(name) for name in ("settings", "facts", "columns"))
+    if not all(isinstance(part, Mapping) for part in (settings, facts, columns)) or "complete" not in found:
+        return False
+    if not (settings.keys() >= {"particles", "seed"} and "sizes" in facts and columns.keys() >= COLUMNS):
+        return False
+    if not all(isinstance(column, Tensor) and column.dim() for column in columns.values()):
+        return False
+    return len({len(column) for column in columns.values()}) == 1

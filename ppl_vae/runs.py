@@ -17,7 +17,15 @@ import torch
 
 from ppl_vae.parallel import Workers
 
-__all__ = ["append_metrics", "new_folder", "read_checkpoint", "read_config", "read_metrics", "shared_folder"]
+__all__ = [
+    "append_metrics",
+    "new_folder",
+    "read_checkpoint",
+    "read_config",
+    "read_metrics",
+    "read_programs",
+    "shared_folder",
+]
 
 CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.csv", "checkpoint.pt"
 
@@ -102,8 +110,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        ValueError: the file is no TOML.
     """
-    return tomllib.loads(_existing(folder, CONFIG).read_text())
+    path = _existing(folder, CONFIG)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise ValueError(f"{path}: not readable settings ({error})") from error
 
 
 def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
@@ -118,10 +131,19 @@ def append_metrics(folder: Path, row: Mapping[str, float]) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, list[float]]:
-    """Return ``metrics.csv`` as columns."""
-    with _existing(folder, METRICS).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    """Return ``metrics.csv`` as columns.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is no table of numbers.
+    """
+    path = _existing(folder, METRICS)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of numbers ({error})") from error
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
@@ -136,10 +158,25 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({why})") from error
     if not isinstance(payload, dict) or payload.get("format") != 1:
         raise ValueError(f"{path}: not a checkpoint of this library")
     return payload
+
+
+def read_programs(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the best parameters and buffers of a run, by name.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its checkpoint holds something else.
+    """
+    state = read_checkpoint(folder).get("state")
+    programs = state.get("programs") if isinstance(state, Mapping) else None
+    if not isinstance(programs, Mapping) or not all(isinstance(t, torch.Tensor) for t in programs.values()):
+        raise ValueError(f"{folder / CHECKPOINT}: it holds no parameters of a model and a guide")
+    return dict(programs)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

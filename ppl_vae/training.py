@@ -13,6 +13,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
+from ppl_vae.arguments import whole, whole_seed
 from ppl_vae.batches import Source, as_batch, not_finite, source
 from ppl_vae.checking import check, unmasked
 from ppl_vae.data.splits import Splits
@@ -110,8 +111,8 @@ def fit(
         >>> fit.history["train_bound"][-1] > fit.history["train_bound"][0]
         True
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs: expected a whole number of at least 1, found {epochs!r}")
+    whole("epochs", epochs)
+    whole_seed(seed)
     data, valid, transform = unpacked(data, valid, transform)
     programs = getattr(step, "model", model), getattr(step, "guide", guide)
     data = with_index(data, valid, *programs)
@@ -226,7 +227,7 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))
-    programs.load_state_dict(runs.read_checkpoint(Path(out))["state"]["programs"])
+    programs.load_state_dict(runs.read_programs(Path(out)))
 
 
 class _Loop:
