@@ -338,7 +338,7 @@ def training(d: Description) -> None:
     assert torch.equal(torch.get_rng_state(), state), name
 
 
-EXPLAINED = {"objective", "site", "guide", "parameter", "particles", "optimizer"}
+EXPLAINED = {"objective", "site", "guide", "model,", "parameter", "particles", "optimizer"}
 
 
 LAWS = {law.__name__: law for law in (weights, bounds, gradients, evaluation, training)}

@@ -34,7 +34,7 @@ def test_wrong_programs(way, tmp_path):
     """Generated ones, and one to which every way applies, so that none goes quietly unused."""
     for which, verb in enumerate(refusals.VERBS):
         simple = map(spoiling.simple, ("Normal", "Gamma"))  # any number is a datum of the first
-        assert any([refusals.refused(way, description, which, verb, tmp_path) for description in simple])
+        assert any(refusals.refused(way, description, which, verb, tmp_path) for description in simple)
 
     @quick(4)
     @given(fuzzing.descriptions(scaled=False), st.integers(0, 60), st.sampled_from(sorted(refusals.VERBS)))
