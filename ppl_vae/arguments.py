@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any, get_args, get_type_hints
 
-__all__ = ["check_fields", "check_kind", "positive", "whole"]
+__all__ = ["check_fields", "check_kind", "positive", "whole", "whole_seed"]
 
 
 def positive(name: str, value: float) -> float:
@@ -89,3 +89,23 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
         raise TypeError(f"{name}: expected {expected}, found {value!r:.60}")
     if isinstance(value, int) and abs(value) > LARGEST:  # it may be too long to be written
         raise ValueError(f"{name}: expected a number of at most {LARGEST:,}, found a larger one")
+
+
+def whole_seed(seed: Any) -> int:
+    """Return a seed if it is a whole number of 64 bits.
+
+    Args:
+        seed: the number.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> whole_seed(2**70)
+        Traceback (most recent call last):
+        ...
+        ValueError: seed: expected a whole number of 64 bits, found 1180591620717411303424
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected a whole number of 64 bits, found {seed!r}")
+    return seed

@@ -18,6 +18,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from ppl_vae.arguments import whole
+
 __all__ = ["Batch", "Source", "as_batch", "not_finite", "source"]
 
 Batch = tuple[Tensor, ...]
@@ -89,9 +91,7 @@ class Source:
     rows: int | None = None
 
     def __init__(self, batch_size: int, transform: Transform | None = None):
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number of at least 1, found {batch_size!r}")
-        self.batch_size = batch_size
+        self.batch_size = whole("batch_size", batch_size)
         self.transform = transform
 
     def __iter__(self) -> Iterator[Batch]:

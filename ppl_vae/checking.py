@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.parameter import is_lazy
 
 from ppl_vae import contract
 from ppl_vae.batches import Batch, as_batch
@@ -21,9 +22,10 @@ from ppl_vae.indexing import alike, check_rows, refuse_rows, signature_of
 from ppl_vae.noise_transforms import check_noise
 from ppl_vae.objectives import elbo
 from ppl_vae.programs import Program, Programs, own_parameters, undisturbed
-from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports
+from ppl_vae.supports import check_data_support, check_densities, check_pair_shapes, check_supports, check_types
 from ppl_vae.tracing import first, paired_traces, trace_of_first
 from ppl_vae.weighing import weigh
+from ppl_vae.wording import refuse_in_other_words, refuse_types
 
 __all__ = ["check", "explained_trace", "paired_structure", "supports"]
 
@@ -60,10 +62,11 @@ def check(model: Program, guide: Program, x: Any, log_prior: Callable[[], Tensor
     check_values(model, batch)
     programs = Programs(model, guide)
     check_dtype(programs, batch)
+    check_parameters(programs)
     with unwritten(batch), pyro.validation_enabled(True), undisturbed(programs, training=False):
         # Two batch sizes, since one may equal an event's size by chance and hide a missing .to_event.
-        check_structure(model, guide, batch)
-        check_structure(model, guide, _resized(batch))
+        check_structure(model, guide, batch, programs)
+        check_structure(model, guide, _resized(batch), programs)
         check_leading_axes(model, guide, batch)
         programs.run_once(model, guide, batch)
         check_noise(*paired_structure(model, guide, batch), guide, programs, batch)
@@ -106,7 +109,13 @@ def unmasked(model: Program, batch: Batch) -> Batch:
     present = _argument(model, "observed", batch)
     if present is None:
         return batch
-    return tuple(part.masked_fill(~present.bool(), 0) if part.dim() == present.dim() else part for part in batch)
+    return tuple(part.masked_fill(~present.bool(), 0) if _covers(present, part) else part for part in batch)
+
+
+def _covers(present: Tensor, part: Tensor) -> bool:
+    """Tell whether what says which values are there speaks of these."""
+    sizes = zip(present.shape, part.shape, strict=False)
+    return part.dim() == present.dim() and all(size in (1, other) for size, other in sizes)
 
 
 def supports(model: Program, x: Any) -> bool:
@@ -152,38 +161,30 @@ def _argument(program: Program, name: str, batch: Batch) -> Tensor | None:
 
 def check_dtype(programs: Programs, batch: Batch) -> None:
     """The data's floating type is the parameters'."""
-    found = {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
-    x = batch[0]
+    found, x = _types(programs), batch[0]
     if x.is_floating_point() and found and x.dtype not in found:
-        (wanted, *_) = found
+        wanted = found.pop()
         raise ContractError(f"data: x is {x.dtype} but the parameters are {wanted}; convert one: x.to({wanted})")
 
 
-# torch's words for operations on two types of number, and for those that a type lacks.
-OF_TYPES = ("same dtype", "bool tensor", "expected scalar type", "not implemented for", "must match, but got")
-HALVES = (torch.float16, torch.bfloat16)
+def _types(programs: Programs) -> set[torch.dtype]:
+    return {p.dtype for p in programs.parameters().values() if p.is_floating_point()}
 
 
-def refuse_types(role: str, batch: Batch, error: Exception) -> None:
-    """Raise if an error came of the type of the data; otherwise return."""
-    x, reason = batch[0], (str(error).splitlines() or [""])[0]
-    if not isinstance(error, RuntimeError) or not any(words in reason for words in OF_TYPES):
-        return
-    if not x.is_floating_point():
-        raise ContractError(
-            f"data: x is {x.dtype}, with which the {role} does not compute ({reason}); give it numbers of the type of "
-            "the parameters, such as x.to(torch.float32)"
-        ) from error
-    if x.dtype in HALVES:
-        raise ContractError(
-            f"data: x is {x.dtype}, in which the {role} cannot be computed on {x.device.type} ({reason}); "
-            "take data and programs in torch.float32 (model.float()), and precision=torch.bfloat16 for mixed precision"
-        ) from error
+def check_parameters(programs: Programs) -> None:
+    """No parameter is NaN, as after a training that went wrong."""
+    for name, p in programs.parameters().items():
+        if not is_lazy(p) and p.isnan().any():
+            raise ContractError(
+                f"parameter {name}: {int(p.isnan().sum())} of its {p.numel()} values are NaN; make the programs anew, "
+                "or take back a state from before (pv.restore)"
+            )
 
 
-def check_structure(model: Program, guide: Program, batch: Batch) -> None:
-    """Sites, plates, shapes, densities and supports, without particles."""
+def check_structure(model: Program, guide: Program, batch: Batch, programs: Programs) -> None:
+    """Sites, plates, shapes, types, densities and supports, without particles."""
     model_trace, guide_trace = paired_structure(model, guide, batch)
+    check_types(model_trace, _types(programs))
     contract.check_known(guide_trace)
     check_densities(model_trace, guide_trace)
     check_supports(model_trace, guide_trace)
@@ -211,6 +212,7 @@ def explained_trace(program: Program, role: str, batch: Batch) -> Any:
             contract.check_site(name, site, role, rows)
         refuse_rows(program, role, batch, error)
         refuse_types(role, batch, error)
+        refuse_in_other_words(error, role)
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
         error.add_note(f"({role} on a batch of {shapes}; sites so far: {', '.join(tracer.trace.nodes) or 'none'})")
         if "shapes cannot be multiplied" in str(error):  # torch's words for a linear layer

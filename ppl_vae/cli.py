@@ -23,8 +23,11 @@ def main() -> None:
     """Run the command line. What a person can mend is a line; what fails in their program is a traceback."""
     try:
         run()
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        if not (isinstance(error, OSError) or raised_here(error)):
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
+        if out_of_memory(error):
+            why = str(error).partition("\n")[0]  # torch goes on with its own frames
+            error = MemoryError(f"there is not enough memory; ask for less at a time, or for smaller programs ({why})")
+        elif not (isinstance(error, OSError) or raised_here(error)):
             raise
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -40,6 +43,14 @@ def run() -> None:
 
     with launched():
         app()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether there was no memory for what was asked: of torch's, the GPU's error has a type of its own."""
+    kinds = type(error).__mro__
+    return "can't allocate memory" in str(error) or any(
+        k.__name__ in ("MemoryError", "OutOfMemoryError") for k in kinds
+    )
 
 
 def raised_here(error: Exception) -> bool:

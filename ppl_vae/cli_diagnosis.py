@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, kept, leads, say, stoppable
+from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, checked_seed, kept, leads, say, stoppable
 
 __all__ = ["ais", "quality", "surgery"]
 
 NOTHING = "Stopped; nothing was written."
 
 Rows = Annotated[int | None, typer.Option(min=2, help="How many of the test data, from the first on; all if left out.")]
-Seed = Annotated[int, typer.Option(help="Seeds the draws.")]
+Seed = Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")]
 
 
 def ais(

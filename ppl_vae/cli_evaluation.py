@@ -13,6 +13,7 @@ from ppl_vae.cli_shared import (
     Root,
     Run,
     check_free,
+    checked_seed,
     console,
     free_folder,
     kept,
@@ -27,7 +28,7 @@ __all__ = ["compare", "evaluate", "report"]
 def evaluate(
     run: Run,
     particles: Annotated[int, typer.Option(min=1, help="K: draws of the guide per datum.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -70,7 +71,7 @@ def report(
     particles: Annotated[
         int | None, typer.Option(min=1, help="Which evaluation to report; that with most draws if left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Likewise; any if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(callback=checked_seed, help="Likewise; any if left out.")] = None,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -91,7 +92,7 @@ def compare(
     particles: Annotated[
         int | None, typer.Option(min=1, help="Which evaluation of a run to take; that with most draws if left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Likewise; any if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(callback=checked_seed, help="Likewise; any if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for table, numbers and picture.")] = None,
 ) -> None:
     """Compare runs by their test log-likelihoods: paired differences, since the data are shared."""

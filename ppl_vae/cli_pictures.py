@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, kept, leads, say, stoppable
+from ppl_vae.cli_shared import Device, Overwrite, OwnProgram, Root, Run, checked_seed, kept, leads, say, stoppable
 
 __all__ = ["draw", "sample"]
 
@@ -13,7 +13,7 @@ __all__ = ["draw", "sample"]
 def sample(
     run: Run,
     n: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds the draws.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",
@@ -59,7 +59,7 @@ def draw(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds what is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(callback=checked_seed, help="Seeds what is drawn at random.")] = 0,
     model: OwnProgram = None,
     guide: OwnProgram = None,
     device: Device = "auto",

@@ -15,6 +15,7 @@ from rich.table import Table
 __all__ = [
     "app",
     "check_free",
+    "checked_seed",
     "console",
     "free_folder",
     "kept",
@@ -45,6 +46,16 @@ Root = Annotated[str | None, typer.Option(help="Folder of the data; PPL_VAE_DATA
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make anew what is there already.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """Return a seed if torch can take it."""
+    from ppl_vae.arguments import whole_seed
+
+    try:
+        return seed if seed is None else whole_seed(seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_vae.cli_shared import PROGRAM, OwnProgram, Root, Run, stoppable
+from ppl_vae.cli_shared import PROGRAM, OwnProgram, Root, Run, checked_seed, stoppable
 
 __all__ = ["fit", "resume"]
 
@@ -79,7 +79,9 @@ def fit(
         Path | None,
         run_folder(help="TOML file of these options, such as the config.toml of a run; those given here come first."),
     ] = None,
-    seed: Annotated[int, run_folder(help="Seeds initial parameters, order, draws and binarization.")] = 0,
+    seed: Annotated[
+        int, run_folder(callback=checked_seed, help="Seeds initial parameters, order, draws and binarization.")
+    ] = 0,
     seeds: Annotated[
         int | None, run_folder(min=2, help="Train with so many seeds, from --seed on, and say how results vary.")
     ] = None,

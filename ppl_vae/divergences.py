@@ -2,7 +2,7 @@
 
 from math import log, pi
 
-from torch import Tensor
+from torch import Tensor, broadcast_shapes
 from torch.distributions import (
     Distribution,
     Independent,
@@ -33,6 +33,9 @@ def closed_kl(q: Distribution, p: Distribution) -> Tensor | None:
         >>> closed_kl(q, dist.Normal(torch.zeros(2), 1.0).to_event(1))
         tensor(1.)
     """
+    if q.batch_shape != p.batch_shape:  # one of them has an axis of enumerated values; torch's Bernoulli needs both to
+        shape = broadcast_shapes(q.batch_shape, p.batch_shape)
+        q, p = q.expand(shape), p.expand(shape)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae import contract
+from ppl_vae.arguments import whole, whole_seed
 from ppl_vae.batches import Batch, Source
 from ppl_vae.checking import check
 from ppl_vae.compiling import check_compile
@@ -22,7 +23,6 @@ from ppl_vae.evaluation import Evaluation
 from ppl_vae.importance import Weights, can_be_keyed, probe
 from ppl_vae.indexing import alike
 from ppl_vae.noise import datum_keys, told_apart
-from ppl_vae.objectives.options import whole
 from ppl_vae.parallel import Workers, workers
 from ppl_vae.programs import Program, Programs, own_parameters, program_name, undisturbed
 from ppl_vae.progress import Bar, progress_bar
@@ -99,8 +99,7 @@ def evaluate(
     """
     whole("particles", particles)
     whole("chunk", chunk)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed: expected a whole number of 64 bits, found {seed!r}")
+    whole_seed(seed)
     check_compile(compile)
     if subject is None:
         subject = f"{program_name(model)} (guide {program_name(guide)}){on_data(data)}"

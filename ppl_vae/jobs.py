@@ -311,7 +311,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # which a device without memory, as meta, refuses
     except (RuntimeError, AssertionError) as error:  # torch built without the device asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {name!r} cannot be used here ({reason}); choose auto or cpu") from error

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.arguments import check_fields, check_kind
+from ppl_vae.arguments import check_fields, check_kind, whole_seed
 from ppl_vae.choices import (
     CHOSEN,
     COMPILE,
@@ -82,6 +82,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        whole_seed(self.seed)
         for name, known in NAMES.items():
             value = getattr(self, name)
             if value not in known and not (name in CHOSEN and value is None):

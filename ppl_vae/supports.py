@@ -5,6 +5,7 @@ and the repair.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "check_pair_shapes",
     "check_reach_of_draws",
     "check_supports",
+    "check_types",
     "shared_latents",
 ]
 
@@ -107,32 +109,66 @@ def _supports(fn: Any, value: Tensor) -> bool:
         return True
 
 
+def check_types(model_trace: Any, floating: Collection[torch.dtype]) -> None:
+    """What a likelihood is given has the parameters' floating type, or is of whole numbers that it can compute with."""
+    for name, site in observed(model_trace).items():
+        value = site["value"]
+        if is_factor(site):
+            continue
+        wanted = next(iter(floating), torch.get_default_dtype())
+        if value.is_floating_point():
+            if floating and value.dtype not in floating:
+                raise ContractError(
+                    f"site '{name}': its data are {value.dtype} but the parameters are {wanted}; convert one"
+                )
+        elif why := _not_computed(site["fn"], value, wanted):
+            raise ContractError(
+                f"site '{name}': its data are {value.dtype}, and {why}; pass them as floating numbers: x.to({wanted})"
+            )
+
+
+def _not_computed(fn: Any, value: Tensor, floating: torch.dtype) -> str:
+    """Return why a density of whole numbers, or truth values, is not what it is of the same as floating numbers."""
+    if value.is_complex():
+        return "no likelihood has a density of complex numbers"
+    with torch.no_grad():
+        try:
+            right = fn.log_prob(value.to(floating))
+        except Exception:  # a likelihood that takes whole numbers alone, or has no density of these
+            return ""
+        try:
+            found = fn.log_prob(value)
+        except Exception as error:
+            return f"{kind(fn)} has no density of such numbers ({str(error).splitlines()[0]})"
+    near = torch.isclose(found.double(), right.double(), rtol=1e-3, atol=1e-3, equal_nan=True).all()
+    return "" if near else f"{kind(fn)} goes wrong with them (a negative number wraps round in unsigned ones)"
+
+
 def check_data_support(model_trace: Any) -> None:
     """The data lie where the likelihood has a density, wherever no mask covers them."""
     for name, site in observed(model_trace).items():
         fn, value = site["fn"], site["value"]
-        if not is_factor(site) and not _inside(fn, value, site["mask"]).all():
+        if not is_factor(site) and not _masked_out(_inside(fn, value), site["mask"], fn).all():
             raise ContractError(
                 f"site '{name}': data from {value.min():.4g} to {value.max():.4g} are outside the support of the "
                 f"likelihood ({kind(fn)}: {innermost(fn).support}); {_repair(fn)}"
             )
 
 
-def _inside(fn: Any, value: Tensor, mask: Tensor | bool | None) -> Tensor:
-    """Tell, element by element, where data are in the support or masked out."""
+def _inside(fn: Any, value: Tensor) -> Tensor:
+    """Tell where data are in the support or masked out: element by element, vectors of a vector's support whole."""
     if isinstance(fn, dist.Independent):
-        return _inside(fn.base_dist, value, mask)
+        return _inside(fn.base_dist, value)
     if isinstance(fn, dist.MaskedDistribution):
-        events = len(fn.event_shape)
-        return _masked_out(_inside(fn.base_dist, value, mask), fn._mask, events)
-    inside = fn.support.check(value)
-    return _masked_out(inside, mask, inside.dim() - mask.dim() if torch.is_tensor(mask) else 0)
+        return _masked_out(_inside(fn.base_dist, value), fn._mask, fn)
+    return fn.support.check(value)
 
 
-def _masked_out(inside: Tensor, mask: Tensor | bool | None, events: int) -> Tensor:
-    """Count as inside what a mask over the batch, with so many event axes to its right, covers."""
+def _masked_out(inside: Tensor, mask: Tensor | bool | None, fn: Any) -> Tensor:
+    """Count as inside what a mask over a distribution's batch covers."""
     if torch.is_tensor(mask):
-        return inside | ~mask.reshape(mask.shape + (1,) * events)
+        elements = len(fn.event_shape) - innermost(fn).support.event_dim
+        return inside | ~mask.reshape(mask.shape + (1,) * elements)
     return inside if mask in (None, True) else torch.ones_like(inside)
 
 

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Independent, OneHotCategorical
 
 from ppl_vae import contract
+from ppl_vae.arguments import whole
 from ppl_vae.batches import as_batch
 from ppl_vae.contract import ContractError, Site
 from ppl_vae.divergences import closed_kl
@@ -75,8 +76,7 @@ def weigh(
         >>> particles.log_w.shape, particles.values["z"].shape
         (torch.Size([3, 4]), torch.Size([3, 4, 20]))
     """
-    if not isinstance(particles, int) or particles < 1:
-        raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
+    whole("particles", particles)
     batch = as_batch(x)
     model, guide = alike(model, guide)
     rows = batch[0].shape[0]  # len(x) would tie a captured graph to one batch size
@@ -95,8 +95,9 @@ def weigh(
         for name in () if linear else enumerated_by(guide_sites):
             contract.check_mass(name, guide_sites[name])
         log_q = _densities(guide_sites, shape, linear)
-        # A factor of the guide enters an ELBO with a minus; so does its penalty.
-        penalties |= {name: -log_q.pop(name) for name in guide_sites if _is_penalty(name)}
+        # A factor of the guide enters an ELBO with a minus; so does its penalty. The model may have one of this name.
+        for name in filter(_is_penalty, guide_sites):
+            penalties[name] = penalties.get(name, 0.0) - log_q.pop(name)
         values = _values(model_trace, guide_trace)
         if path is Path.STOPPED:
             again = scored_at_draws(guide, batch, particles, model_trace, guide_trace)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "particles": set(),
     "contract": set(),
     "supports": {"contract"},
-    "batches": set(),
+    "batches": {"arguments"},
     "diagnostics": set(),
     "gradients": set(),
     "noise": {"batches", "contract"},
@@ -92,6 +92,7 @@ MAY_IMPORT = {
     "averaging": {"objectives"},
     "learning_rates": set(),
     "place": set(),
+    "wording": {"batches", "contract"},
     "rules": {"arguments", "batches", "guarding"},
     "compiling": {
         "batches",
@@ -108,8 +109,8 @@ MAY_IMPORT = {
     "tracing": {"batches", "contract", "particles", "programs"},
     "divergences": set(),
     "weighing": {
-        *("batches", "contract", "divergences", "enumeration", "gradients", "indexing", "particles", "programs"),
-        "tracing",
+        *("arguments", "batches", "contract", "divergences", "enumeration", "gradients", "indexing", "particles"),
+        *("programs", "tracing"),
     },
     "crossing": {"batches", "contract", "data", "enumeration", "particles", "programs", "tracing"},
     "figures": {"batches", "crossing", "objectives", "programs", "progress"},
