@@ -10,7 +10,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from ppl_vae import runs
-from ppl_vae.arguments import whole
+from ppl_vae.arguments import whole, whole_seed
 from ppl_vae.batches import Source, as_batch, source
 from ppl_vae.checking import check
 from ppl_vae.data.splits import Splits
@@ -142,6 +142,7 @@ def fit(
         True
     """
     whole("epochs", epochs)
+    whole_seed(seed)
     data, valid, transform = unpacked(data, valid, transform)
     programs = getattr(step, "model", model), getattr(step, "guide", guide)
     data = with_index(data, valid, *programs)

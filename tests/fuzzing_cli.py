@@ -14,7 +14,7 @@ import tomli_w
 import torch
 from hypothesis import strategies as st
 
-from ppl_vae import cli
+from ppl_vae import archive, cli, recording, runs
 
 MAKE = ["fit", "--epochs", "1", "--hidden", "4", "--z-dim", "2", "--eval-particles", "3", "--compile", "false"]
 WORDS = st.sampled_from(["", " ", "nan", "x", "é", "1 x", "0x1", "--", "None", "[]", "1e", "../..", "a\nb", "💥"])
@@ -156,12 +156,13 @@ def saved(name: str, path: tuple[str, ...], value):
     """Put another value into a file of tensors; None takes it out."""
 
     def spoil(run: Path) -> None:
-        content = inner = torch.load(run / name, weights_only=True)
+        form = FORMS[name]
+        content = inner = archive.read(run / name, *form)
         for key in path[:-1]:
             inner = inner[key if key != "*" else min(inner)]
         last = path[-1] if path[-1] != "*" else min(inner)
         inner.pop(last) if value is None else inner.update({last: value})
-        torch.save(content, run / name)
+        archive.write(run / name, *form, content)
 
     return spoil
 
@@ -169,45 +170,51 @@ def saved(name: str, path: tuple[str, ...], value):
 WRONG = st.sampled_from([[], ["x"], {"a": 1}, "", "x", 1.5, "/etc/passwd:X", -(10**18)])
 NO_TENSORS = st.sampled_from([None, [1], "x", 3, torch.zeros(2, 3, 5)])
 EVALUATION = "evaluation_K3_seed0.pt"
+FORMS = {"best.pt": ("best_state", runs.FORMAT), EVALUATION: (recording.KIND, recording.VERSION)}
 COUNTS = ["z_dim", "hidden", "seed", "particles", "epochs", "batch_size", "eval_particles"]
 NAMED = ["model", "guide", "data", "objective", "likelihood", "prior", "compile", "precision"]
+
+
+def reading(command: str) -> list[str]:
+    """Return a command on the run, which is not to be content with what is there already."""
+    return [command, "run", *(() if command == "compare" else ("--overwrite",))]
 
 
 @st.composite
 def spoilt_runs(draw):
     """Draw a way to spoil a run, in words, what does it, and a command that must refuse what is left."""
     way = draw(st.sampled_from(["file", "folder", "cut", "setting", "checkpoint", "evaluation", "metrics"]))
-    name = draw(st.sampled_from(["config.toml", "checkpoint.pt", EVALUATION]))
+    name = draw(st.sampled_from(["config.toml", "best.pt", EVALUATION]))
     reader = "compare" if name == EVALUATION else draw(st.sampled_from(READERS))
     if way == "file":
         kind = draw(st.sampled_from(sorted(RUBBISH)))
-        return f"{name} {kind}", replaced(name, RUBBISH[kind]), [reader, "run"]
+        return f"{name} {kind}", replaced(name, RUBBISH[kind]), reading(reader)
     if way == "folder":
-        return f"{name} is a folder", folder_for_file(name), [reader, "run"]
+        return f"{name} is a folder", folder_for_file(name), reading(reader)
     if way == "cut":
         share = draw(st.floats(0.05, 0.9))
-        name = name if name != "config.toml" else "checkpoint.pt"  # half a TOML may be a TOML
-        return f"{name} cut at {share}", cut(name, share), ["compare" if name == EVALUATION else reader, "run"]
+        name = name if name != "config.toml" else "best.pt"  # half a TOML may be a TOML
+        return f"{name} cut at {share}", cut(name, share), reading("compare" if name == EVALUATION else reader)
     if way == "setting":
         name = draw(st.sampled_from([*COUNTS, *NAMED]))
         value = draw(WRONG if name != "seed" else st.sampled_from([[], "x", 1.5, {"a": 1}]))
-        return f"{name} = {value!r}", setting(name, value), [draw(st.sampled_from(READERS)), "run"]
+        return f"{name} = {value!r}", setting(name, value), reading(draw(st.sampled_from(READERS)))
     if way == "checkpoint":
-        paths = [("state",), ("state", "programs"), ("state", "programs", "*"), ("format",)]
+        paths = [("state",), ("state", "programs"), ("state", "programs", "*"), ("best",)]
         path, value = draw(st.sampled_from(paths)), draw(NO_TENSORS)
         return (
             f"checkpoint {path} = {value}",
-            saved("checkpoint.pt", path, value),
-            [draw(st.sampled_from(READERS)), "run"],
+            saved("best.pt", path, value),
+            reading(draw(st.sampled_from(READERS))),
         )
     if way == "evaluation":
         paths = [("settings",), ("facts",), ("columns",), ("columns", "khat"), ("columns", "keys"), ("facts", "sizes")]
-        path = draw(st.sampled_from([*paths, ("settings", "seed"), ("format",), ("complete",)]))
+        path = draw(st.sampled_from([*paths, ("settings", "seed"), ("complete",)]))
         value = None if path[-1] in ("complete", "seed", "sizes") else draw(NO_TENSORS)
-        return f"evaluation {path} = {value}", saved(EVALUATION, path, value), ["compare", "run"]
+        return f"evaluation {path} = {value}", saved(EVALUATION, path, value), reading("compare")
     kind = draw(st.sampled_from(["bytes", "latin", "table"]))
     content = {**RUBBISH, "latin": "é,b\n1,2\n".encode("latin1"), "table": b"epoch,train_bound\n1,a\n2\n"}[kind]
-    return f"metrics {kind}", replaced("metrics.csv", content), ["report", "run"]
+    return f"metrics {kind}", replaced("metrics.csv", content), reading("report")
 
 
 def copied(made: Path, folder: Path) -> Path:

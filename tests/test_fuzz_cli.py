@@ -44,7 +44,7 @@ def test_seeds_that_torch_cannot_take_are_refused_before_any_work(made, command,
 
 
 def test_too_little_memory_is_a_line(made):
-    found = fuzz.attempt([*fuzz.MAKE, "--hidden", "10000000000000"], made)
+    found = fuzz.attempt([*fuzz.MAKE, "--z-dim", "1", "--hidden", "1000000000"], made)
     fuzz.assert_refused(found)
     assert "there is not enough memory" in found.err
 
@@ -66,4 +66,4 @@ def test_the_command_itself_says_so_in_a_line(made, tmp_path):
     )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("Error: run/config.toml: not readable settings")
+    assert line.startswith("Error: run/config.toml: not the settings of a run")
