@@ -26,8 +26,6 @@ WORDS = {
     "probe": "another model or guide, though their parameters are equal",
 }
 
-COLUMNS = {"keys", "log_px", "elbo", "ess", "khat", "log_px_error"}
-
 
 class Record:
     """Columns that grow by batches of data.
@@ -203,9 +201,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def _is_whole(found: Mapping[str, Any]) -> bool:
     """Tell whether a record has what is read of it, a row of each column for each datum."""
     settings, facts, columns = (found.get(name) for name in ("settings", "facts", "columns"))
-    if not all(isinstance(part, Mapping) for part in (settings, facts, columns)) or "complete" not in found:
-        return False
-    if not (settings.keys() >= {"particles", "seed"} and "sizes" in facts and columns.keys() >= COLUMNS):
+    if not all(isinstance(part, Mapping) for part in (settings, facts, columns)) or not {"complete", "keys"} <= {
+        *found,
+        *columns,
+    }:
         return False
     if not all(isinstance(column, Tensor) and column.dim() for column in columns.values()):
         return False
