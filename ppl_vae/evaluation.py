@@ -122,6 +122,10 @@ class Evaluation(OverData):
         if not found["complete"]:
             n = len(found["columns"]["keys"])
             raise ValueError(f"{path}: an unfinished evaluation, of {n} data so far; call pv.evaluate again to go on")
+        known = found["settings"].keys() | found["facts"].keys() | found["columns"].keys()
+        needed = {"particles", "seed", "sizes", "log_px", "elbo", "ess", "khat", "log_px_error"}
+        if missing := needed - known:
+            raise ValueError(f"{path}: an evaluation without {', '.join(sorted(missing))}; call pv.evaluate again")
         return cls.of(found["settings"], found["facts"], found["columns"])
 
     @classmethod

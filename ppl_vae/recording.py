@@ -26,8 +26,6 @@ WORDS = {
     "probe": "another model or guide, though their parameters are equal",
 }
 
-COLUMNS = {"keys", "log_px", "elbo", "ess", "khat", "log_px_error"}
-
 
 class Record:
     """Columns that grow by batches of data.
@@ -187,18 +185,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     forms = {"settings": dict, "facts": dict, "complete": bool, "columns": dict}
     if not isinstance(found, dict) or {name: type(part) for name, part in found.items()} != forms:
         raise archive.UnreadableFile(path, f"not made by this library: expected {', '.join(forms)} in it; remove it")
-    if not _is_whole(found):
-        raise archive.UnreadableFile(
-            path, "not made by this library: its columns are not those of one evaluation; remove it"
-        )
+    columns = found["columns"].values()
+    if not all(isinstance(x, Tensor) and x.ndim and len(x) == len(found["columns"].get("keys", ())) for x in columns):
+        raise archive.UnreadableFile(path, "not made by this library: its columns are not of one length; remove it")
     return found
-
-
-def _is_whole(found: Mapping[str, Any]) -> bool:
-    """Tell whether a record has what is read of it, a row of each column for each datum."""
-    settings, facts, columns = (found[name] for name in ("settings", "facts", "columns"))
-    if not (settings.keys() >= {"particles", "seed"} and "sizes" in facts and columns.keys() >= COLUMNS):
-        return False
-    if not all(isinstance(column, Tensor) and column.dim() for column in columns.values()):
-        return False
-    return len({len(column) for column in columns.values()}) == 1

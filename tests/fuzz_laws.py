@@ -230,7 +230,8 @@ def gradients(d: Description) -> None:
 def _scored(d: Description, slow: Slow) -> Tensor:
     """Return zeros with the gradient of the log densities of what is drawn without a path."""
     sites = [s for s in d.drawn if not s.mark and not FAMILIES[s.family].moved]
-    scored = sum((slow.densities[1][s.name] for s in sites), start=torch.zeros_like(slow.log_w))
+    of_sites = (slow.densities[1][s.name] / s.scale for s in sites)  # a scale is the bound's, not the draws'
+    scored = sum(of_sites, start=torch.zeros_like(slow.log_w))
     return scored - scored.detach()
 
 
