@@ -43,7 +43,7 @@ class VariationalEMStep:
         if e_step is not None:
             e_step.role = Role("guide_optimizer", "guide.parameters()")
         self.e_steps, self.m_steps = e_steps, m_steps
-        self.model, self.guide = m_step.model, m_step.guide
+        self.model, self.guide, self.objective = m_step.model, m_step.guide, (e_step or m_step).objective
         # An estimator's own parameters and state are known to the step that it is given to.
         self.programs = (e_step or m_step).programs
         self._prepared = False

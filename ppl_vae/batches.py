@@ -102,11 +102,8 @@ class Source:
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Return a word that tells data apart, by the number of rows and the first of them."""
-        digest = hashlib.sha256()
-        for part in next(iter(self)):
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return f"{self.rows} rows, {digest.hexdigest()[:16]}"
+        """Return a word that tells data apart: rows that are read may be drawn, and tell nothing."""
+        return f"{self.rows} rows"
 
     def generators(self) -> list[torch.Generator]:
         """Return the generators of its own, on which the order depends."""
@@ -141,6 +138,13 @@ class InMemory(Source):
         self.tensors = tensors
         self.rows = len(tensors[0])
         self._order = torch.arange(0)
+
+    def digest(self) -> str:
+        """Return a word that tells data apart, by the number of rows and the first of them."""
+        digest = hashlib.sha256()
+        for part in next(iter(self)):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return f"{self.rows} rows, {digest.hexdigest()[:16]}"
 
     def rows_of(self, batch: int) -> list[int]:
         """Return which rows of the data the batch of this number had, in the latest epoch."""
@@ -202,10 +206,6 @@ class Loaded(Source):
         super().__init__(loader.batch_size or 1, transform)
         self.loader = loader
         self.rows = _drawn_from(loader)
-
-    def digest(self) -> str:
-        """Return a word that tells data apart; the first rows of a loader may be drawn."""
-        return f"{self.rows} rows"
 
     def generators(self) -> list[torch.Generator]:
         """Return the generators of the loader and of its samplers."""

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Loop:
         self.order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self.streams = Streams([self.order, *train.generators()])
         self.place = Place()
-        self.average = None if rules.ema is None else Average(step.programs.parameters(), rules.ema)
+        self.average = None if rules.ema is None else Average(_parameters(step), rules.ema)
         self.rates = LearningRates(step, rules.scheduler, self._updates())
         self.best_state = copy.deepcopy(step.state_dict())
         self._lower_is_better = facts(getattr(step, "objective", None)).upper
@@ -156,10 +156,12 @@ class Loop:
             self._pause()
         self._look()
         row = {"epoch": place.epoch, **self._means()}
-        with self.average.in_place() if self.average else nullcontext():
-            if self.valid is not None:
+        if self.valid is not None:
+            with self._averaged():
                 row["valid_bound"] = self._validate()
-            row["seconds"] = time.monotonic() - self._begun
+            self._pause()  # not above, since it is not the averages that a run goes on from
+        row["seconds"] = time.monotonic() - self._begun
+        with self._averaged():
             check_epoch(row, self.step, self.train, self.valid)
             self._record(row)
         self.rates.after_epoch(-self._judged(row))
@@ -221,15 +223,18 @@ class Loop:
                 if not go_on:
                     raise FloatingPointError(f"epoch {place.epoch}, {explained(self.step, step)}")
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Have the parameters be their averages inside, where there are any."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def _validate(self) -> float:
+        """Return the mean bound of the validation data; of some of them, if somebody wants to stop."""
         bounds = []
         with forked_random_state(self.rules.seed):  # the same noise each time, so that epochs compare
             for batch in self.valid:
                 bounds.append(self.step.bound(batch))
                 if self._heard.came is not None:
                     break
-        if self._heard.came is not None:
-            self._stop()
         return float(torch.cat(bounds).double().mean())
 
     def _judged(self, row: Row) -> float:
@@ -306,6 +311,12 @@ class Loop:
 
     def _functions(self) -> Mapping[str, Any]:
         return self.step.functions() if hasattr(self.step, "functions") else {}
+
+
+def _parameters(step: Step) -> dict[str, Tensor]:
+    if not hasattr(step, "programs"):
+        raise ValueError("ema: the step shows no programs (step.programs), whose parameters could be averaged")
+    return step.programs.parameters()
 
 
 def _reported(info: Info) -> dict[str, Tensor]:
