@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import ppl_vae as pv
 from ppl_vae.data import downloads, files
@@ -222,6 +223,8 @@ def test_mnist_is_downloaded_once_and_read_from_either_form(mnist, server, tmp_p
         assert splits.info.labels["valid"].unique().tolist() == [3]
         assert splits.info.labels["test"].dtype == torch.int64
     assert len(server.asked) == 4
+    for train, images in ((True, torch.cat(splits[:2])), (False, splits.test)):
+        assert torch.equal(images, torchvision.datasets.MNIST(tmp_path, train=train).data.flatten(1) / 255)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
