@@ -33,9 +33,8 @@ from ppl_vae.streams import Streams, current
 
 __all__ = ["Loop"]
 
-# Often enough that little is lost, and where states are large or disks slow, no more than a share of the time.
+# Often enough that little is lost. Where a save takes more than a second, so many times as long: a share of the time.
 SECONDS_BETWEEN_SAVES = 20.0
-SHARE_OF_SAVES = 0.05
 
 BATCHES_BETWEEN_LOOKS = 50
 
@@ -289,7 +288,7 @@ class Loop:
         """Save if it is time, and stop if somebody asks for it; with these graphs, if others than there are now."""
         if self._heard.came is not None:
             self._stop(graphs)
-        if self.folder and time.monotonic() - self._saved > max(SECONDS_BETWEEN_SAVES, self._cost / SHARE_OF_SAVES):
+        if self.folder and time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES * max(self._cost, 1.0):
             self._save(graphs)
 
     def _stop(self, graphs: Mapping[str, Any] | None) -> None:

@@ -42,8 +42,10 @@ LOCK = ".lock"
 # Files on their way, of the names that `ppl_vae.archive.write_atomically` gives.
 PARTS = f".*.{'[0-9a-f]' * 8}.part"
 FORMAT = 1
-# What runs consist of: a folder with anything else in it is not overwritten.
-SUFFIXES = {".toml", ".csv", ".pt", ".json", ".nc", ".png", ".npz", ".html", ".md", ".part"}
+# What is made of parameters, and is of earlier ones once training has gone on.
+DERIVED = ("evaluation_*", "ais_*", "surgery_*", "quality_*", "samples_n*", "*.png", "report.html")
+# What runs consist of: a folder with anything else in it, such as somebody's notes, is not overwritten.
+FILES = (CONFIG, METRICS, BEST, LAST, PREVIOUS, NEXT, "outcome.json", *DERIVED)
 FOLDERS = {"tensorboard"}
 # Bytes of files that are parsed as text, which takes minutes for a hundred megabytes.
 LARGEST = {CONFIG: 10**6, METRICS: 10**8}
@@ -180,7 +182,7 @@ def _held(folder: Path) -> list[Path]:
 
 
 def _of_run(path: Path) -> bool:
-    return path.name in FOLDERS if path.is_dir() else path.suffix in SUFFIXES
+    return path.name in FOLDERS if path.is_dir() else any(path.match(name) for name in FILES)
 
 
 def write_text(path: Path, text: str) -> None:
