@@ -114,8 +114,9 @@ def fit(
             on without it, ``ppl_vae.guarding.back_off()`` goes on with smaller learning rates; the history then counts
             such batches as ``"faults"``.
         resume: go on with the run in ``out``, if there is one, with the same programs, data and settings (more epochs
-            may be asked for; refused where optimizer, scheduler, average and the like are others): on a CPU its end is that of a run without interruption, bit for bit. What data loaders
-            draw from other generators than torch's is not part of that.
+            may be asked for; refused where the optimizer, scheduler, average or the like is another): on a CPU its end
+            is that of a run without interruption, bit for bit. What data loaders draw from other generators than
+            torch's is not part of that.
         overwrite: replace the run in ``out``, if there is one.
 
     Returns:
