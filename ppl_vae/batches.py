@@ -124,7 +124,12 @@ class Source:
 
     def first(self) -> Batch:
         """Return the first batch, transformed: what training will see."""
-        return self._transformed(next(iter(self)))
+        if (batch := next(iter(self), None)) is None:
+            raise ValueError(
+                "data: the loader gives no batch; with drop_last=True it needs batch_size data at least, and what it "
+                "reads must last for several passes"
+            )
+        return self._transformed(batch)
 
     def _transformed(self, batch: Batch) -> Batch:
         return batch if self.transform is None else (self.transform(batch[0]), *batch[1:])
@@ -217,7 +222,12 @@ class Loaded(Source):
     @property
     def batches(self) -> int | None:
         """Batches in an epoch, or None where it is not known."""
-        return None if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
+        if isinstance(self.loader.dataset, IterableDataset):
+            return None
+        try:
+            return len(self.loader)
+        except TypeError:  # samplers need not know how many batches they make
+            return None
 
     def __iter__(self) -> Iterator[Batch]:
         return map(as_batch, self.loader)

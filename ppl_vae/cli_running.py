@@ -17,9 +17,6 @@ from ppl_vae.settings import PLACES, Settings, check_own, merged, other_versions
 
 __all__ = ["Plan", "go_on", "start"]
 
-# What is made of parameters, and is of earlier ones once training has gone on.
-DERIVED = ("evaluation_*", "ais_*", "surgery_*", "quality_*", "samples_n*", "*.png", "report.html")
-
 
 class Plan(NamedTuple):
     """What is to be run.
@@ -149,7 +146,7 @@ def _epochs(folder: Path) -> int:
 
 def _remove_derived(folder: Path) -> None:
     """Remove what was made of the parameters before training went on, and say so."""
-    old = sorted(path for pattern in DERIVED for path in folder.glob(pattern))
+    old = sorted(path for pattern in runs.DERIVED for path in folder.glob(pattern))
     for path in old:
         path.unlink()
     if old:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_vae.batches import Batch, Source, not_finite
 from ppl_vae.checking import unmasked
 from ppl_vae.contract import ContractError
+from ppl_vae.guarding import all_finite
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import forked_random_state
 from ppl_vae.steps import Info, Step
@@ -71,7 +72,7 @@ def check_epoch(row: Mapping[str, float], step: Step, train: Source, valid: Sour
         FloatingPointError: the message names the number, and rows of the data to which it may be due.
     """
     wrong = [f"the {name} became {value}" for name, value in row.items() if not math.isfinite(value)]
-    if not wrong and not all(bool(t.isfinite().all()) for t in _tensors(step.state_dict()) if t.is_floating_point()):
+    if not wrong and not all_finite(_tensors(step.state_dict())):
         wrong = ["a parameter became NaN or infinite"]
     if wrong:
         repair = _rows_not_finite(step, train, valid) or (

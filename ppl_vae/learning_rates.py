@@ -1,5 +1,7 @@
 """torch's learning-rate schedulers, on the optimizers of a step."""
 
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -86,20 +88,66 @@ class LearningRates:
         yield
         for name, scheduler in self.schedulers.items():
             ratios = [now / then if then else 1.0 for now, then in zip(_rates(scheduler), before[name], strict=True)]
-            for rates in ("base_lrs", "max_lrs"):
-                if hasattr(scheduler, rates):
-                    scaled = [rate * ratio for rate, ratio in zip(getattr(scheduler, rates), ratios, strict=True)]
-                    setattr(scheduler, rates, scaled)
+            for part in _and_inner(scheduler):
+                _scale(part, ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each."""
-        return {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()}
+        return {name: _plain(scheduler.state_dict()) for name, scheduler in self.schedulers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state; what an optimizer's rate is comes with the optimizer's."""
+        """Take up a state; what an optimizer's rate is comes with the optimizer's.
+
+        Raises:
+            ValueError: it is of other schedulers, or of some that were made with other options.
+        """
+        if state.keys() != self.schedulers.keys():
+            raise ValueError(
+                f"scheduler: the run has one for {', '.join(state) or 'no optimizer'}, found one for "
+                f"{', '.join(self.schedulers) or 'none'}; go on with the same"
+            )
+        for name, scheduler in self.schedulers.items():
+            _check_same(scheduler, state[name])
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state[name])
+            for part in _and_inner(scheduler):
+                if isinstance(getattr(part, "milestones", None), dict):
+                    part.milestones = Counter(part.milestones)
 
 
 def _rates(scheduler: LRScheduler) -> list[float]:
     return [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+
+
+def _and_inner(scheduler: LRScheduler) -> Iterator[LRScheduler]:
+    """Yield a scheduler, and those that it takes turns with (``SequentialLR``) or chains."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _and_inner(inner)
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with dicts for the counters in it (milestones), which files of tensors do not hold."""
+    found = {name: dict(part) if isinstance(part, Counter) else part for name, part in state.items()}
+    inner = {"_schedulers": [_plain(part) for part in state["_schedulers"]]} if "_schedulers" in state else {}
+    return found | inner
+
+
+def _scale(scheduler: LRScheduler, ratios: list[float]) -> None:
+    for rates in ("base_lrs", "max_lrs"):
+        if hasattr(scheduler, rates):
+            scaled = [rate * ratio for rate, ratio in zip(getattr(scheduler, rates), ratios, strict=True)]
+            setattr(scheduler, rates, scaled)
+
+
+def _check_same(scheduler: LRScheduler, saved: Mapping[str, Any]) -> None:
+    """Raise if a saved state is of a scheduler made with other options, which would take the place of these."""
+    kind, now = type(scheduler).__name__, _plain(scheduler.state_dict())
+    if now.keys() != saved.keys():
+        raise ValueError(f"scheduler: the run has another than {kind}; go on with the same")
+    for option in inspect.signature(type(scheduler)).parameters.keys() & now.keys() - {"last_epoch"}:
+        if now[option] != saved[option]:
+            raise ValueError(
+                f"scheduler: the run has {kind} with {option}={saved[option]!r}, found {now[option]!r}; go on with the "
+                "same"
+            )

@@ -33,7 +33,7 @@ from ppl_vae.streams import Streams, current
 
 __all__ = ["Loop"]
 
-# Often enough that little is lost, seldom enough that writing costs nothing.
+# Often enough that little is lost. Where a save takes more than a second, so many times as long: a share of the time.
 SECONDS_BETWEEN_SAVES = 20.0
 
 BATCHES_BETWEEN_LOOKS = 50
@@ -78,6 +78,7 @@ class Loop:
         self._looks_every = 1 if on_cpu else BATCHES_BETWEEN_LOOKS
         self._heard = Interrupts()
         self._saved = self._begun = time.monotonic()
+        self._cost = 0.0
         self._best_written: float | None = None
 
     def take_up(self, saved: Mapping[str, Any]) -> None:
@@ -87,9 +88,13 @@ class Loop:
             ValueError: it was another run.
             UnreadableFile: it was none.
         """
+        unchanged = self.best_state
         try:
             self._take_up(saved)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except BaseException as error:
+            self.step.load_state_dict(unchanged)
+            if not isinstance(error, AttributeError | IndexError | KeyError | TypeError):
+                raise
             raise UnreadableFile(self.folder, "what is saved there is of no run of this library; remove it") from error
 
     def _take_up(self, saved: Mapping[str, Any]) -> None:
@@ -141,25 +146,29 @@ class Loop:
         return Fit(self.place.history, self.place.best, self.folder, getattr(self.step, "graphs", 0), ended)
 
     def _go_back(self) -> None:
-        """Have the files of a run that goes on be as they were: they may be of a later moment, or damaged."""
-        if self.folder and self.place.done:
+        """Have the files of a run be as they were here: they may be of a later moment, or damaged."""
+        if self.folder:
             runs.write_metrics(self.folder, self.place.history)
             if self.place.best:
                 runs.write_best(self.folder, self.best_state, self.place.best)
+            else:
+                runs.remove_best(self.folder)
 
     def _epoch(self, bar: Bar) -> None:
         """Step through what is left of an epoch, look at the validation data, and take note."""
         place = self.place
         for batch in self._batches():
             self._train(batch)
-            bar.advance(partial(_note, place, self.rules.epochs))
+            bar.advance(partial(place.words, self.rules.epochs))
             self._pause()
         self._look()
         row = {"epoch": place.epoch, **self._means()}
         if self.valid is not None:
+            graphs = self._graphs()
             with self._averaged():
                 row["valid_bound"] = self._validate()
-            self._pause()  # not above, since it is not the averages that a run goes on from
+            # Not above, since it is not the averages that a run goes on from, and it validates once more.
+            self._pause(graphs)
         row["seconds"] = time.monotonic() - self._begun
         with self._averaged():
             check_epoch(row, self.step, self.train, self.valid)
@@ -171,9 +180,13 @@ class Loop:
     def _means(self) -> dict[str, float]:
         """Return the means of an epoch over its data, but for batches that were refused."""
         place = self.place
+        if place.batches == 0:
+            raise ValueError(
+                f"data: epoch {place.epoch} had no batches; let the loader give data each time that it is iterated over"
+            )
         if place.rows == 0:
             raise FloatingPointError(f"every batch of epoch {place.epoch} was NaN or infinite; {BEST_ARE_BACK}")
-        means = {name: float(total) / place.rows for name, total in place.totals.items()}
+        means = {name: total / place.rows for name, total in place.totals.items()}
         return means | ({} if self.rules.on_fault is stop else {"faults": place.faults})
 
     def _batches(self) -> Iterator[Batch]:
@@ -214,7 +227,8 @@ class Loop:
             if step.info.finite is None or bool(step.info.finite):
                 place.in_a_row = 0
                 for name, value in _reported(step.info).items():
-                    place.totals[name] = place.totals.get(name, 0.0) + value * len(step.batch[0])
+                    # In Python's double precision, as sums over large data sets lose digits in a tensor's.
+                    place.totals[name] = place.totals.get(name, 0.0) + float(value) * len(step.batch[0])
                 place.rows += len(step.batch[0])
             else:
                 place.faults, place.in_a_row = place.faults + 1, place.in_a_row + 1
@@ -230,7 +244,8 @@ class Loop:
     def _validate(self) -> float:
         """Return the mean bound of the validation data; of some of them, if somebody wants to stop."""
         bounds = []
-        with forked_random_state(self.rules.seed):  # the same noise each time, so that epochs compare
+        seed = self.rules.seed  # the same noise and order each time, so that epochs compare
+        with forked_random_state(seed), Streams(self.valid.generators()).seeded(seed):
             for batch in self.valid:
                 bounds.append(self.step.bound(batch))
                 if self._heard.came is not None:
@@ -245,8 +260,8 @@ class Loop:
     def _record(self, row: Row) -> None:
         """Take an epoch into the history, and its state if it is the best."""
         place = self.place
-        for name, value in row.items():
-            place.history.setdefault(name, []).append(value)
+        before = [*place.history]
+        place.note(row)
         bound = row.get("valid_bound", row["train_bound"])
         best = place.best.get("bound")
         if self.valid is None or best is None or (bound < best if self._lower_is_better else bound > best):
@@ -254,8 +269,10 @@ class Loop:
             self.best_state = copy.deepcopy(self.step.state_dict())
         elif settled(getattr(self.step, "objective", None)):  # during warm-up a bound may well fall
             place.stale += 1
-        if self.folder:
+        if self.folder and before in ([], [*row]):
             runs.append_metrics(self.folder, row)
+        elif self.folder:
+            runs.write_metrics(self.folder, place.history)
 
     def _end(self, row: Row) -> None:
         """Find whether the run is over; hear what callbacks say."""
@@ -267,35 +284,37 @@ class Loop:
         elif self.place.epoch > self.rules.epochs:
             self.place.ended = "epochs"
 
-    def _pause(self) -> None:
-        """Save if it is time, and stop if somebody asks for it."""
+    def _pause(self, graphs: Mapping[str, Any] | None = None) -> None:
+        """Save if it is time, and stop if somebody asks for it; with these graphs, if others than there are now."""
         if self._heard.came is not None:
-            self._stop()
-        if self.folder and time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
-            self._save()
+            self._stop(graphs)
+        if self.folder and time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES * max(self._cost, 1.0):
+            self._save(graphs)
 
-    def _stop(self) -> None:
+    def _stop(self, graphs: Mapping[str, Any] | None) -> None:
         words = f"training stopped in epoch {self.place.epoch}"
         if self.folder:
-            self._save()
+            self._save(graphs)
             words += f"; it is saved in {self.folder}, from where resume=True goes on"
         if self._heard.came == signal.SIGTERM:
             print(words[0].upper() + words[1:], file=sys.stderr)
         raise stopped_by(self._heard.came, words)
 
-    def _save(self) -> None:
+    def _save(self, graphs: Mapping[str, Any] | None = None) -> None:
         """Write where the run is, whole or not at all."""
         if not self.folder:
             return
         self._look()
+        began = time.monotonic()
         self.place.seconds = time.monotonic() - self._begun
         content = {"settings": dict(self.settings), "place": self.place.state_dict(), "step": self.step.state_dict()}
         content |= {"best_state": self.best_state if self.place.best else None, "streams": self.streams.state()}
         content |= {"average": self.average and self.average.state_dict(), "rates": self.rates.state_dict()}
-        content |= {"graphs": {name: function.state_dict() for name, function in self._functions().items()}}
+        content |= {"graphs": self._graphs() if graphs is None else graphs}
         runs.write_last(self.folder, content)
         self._keep_best()
         self._saved = time.monotonic()
+        self._cost = self._saved - began
 
     def _keep_best(self) -> None:
         """Write the best state, unless it is written."""
@@ -308,6 +327,9 @@ class Loop:
         """Return how many updates there will be, where that is known."""
         batches = self.train.batches
         return batches and batches * self.rules.epochs // getattr(self.step, "accumulate", 1)
+
+    def _graphs(self) -> dict[str, Any]:
+        return {name: function.state_dict() for name, function in self._functions().items()}
 
     def _functions(self) -> Mapping[str, Any]:
         return self.step.functions() if hasattr(self.step, "functions") else {}
@@ -323,9 +345,3 @@ def _reported(info: Info) -> dict[str, Tensor]:
     """Return what a step reports, by what the history calls it."""
     found = {"train_bound": info.bound, "annealed_bound": info.annealed, "log_prior": info.log_prior}
     return {name: value for name, value in found.items() if value is not None} | dict(info.penalties)
-
-
-def _note(place: Place, epochs: int) -> str:
-    if not place.rows:
-        return f"epoch {place.epoch}/{epochs}"
-    return f"epoch {place.epoch}/{epochs}, bound {float(place.totals['train_bound']) / place.rows:.2f} nats per datum"

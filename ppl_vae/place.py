@@ -1,9 +1,9 @@
 """Where a training run is, and what of it is saved."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import nan
 from typing import Any
-
-from torch import Tensor
 
 __all__ = ["Place"]
 
@@ -31,7 +31,7 @@ class Place:
     epoch: int = 1
     batches: int = 0
     rows: int = 0
-    totals: dict[str, Tensor] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
     faults: int = 0
     in_a_row: int = 0
     start: dict[str, Any] | None = None
@@ -45,6 +45,18 @@ class Place:
     def turn(self) -> None:
         """Begin the next epoch."""
         self.epoch, self.batches, self.rows, self.totals, self.faults = self.epoch + 1, 0, 0, {}, 0
+
+    def note(self, row: Mapping[str, float]) -> None:
+        """Add an epoch to the history; NaN stands where there is no number, as of faults before they were counted."""
+        epochs = len(self.history.get("epoch", ()))
+        for name in {**self.history, **row}:
+            self.history.setdefault(name, [nan] * epochs).append(row.get(name, nan))
+
+    def words(self, epochs: int) -> str:
+        """Say where it is, of so many epochs."""
+        if not self.rows:
+            return f"epoch {self.epoch}/{epochs}"
+        return f"epoch {self.epoch}/{epochs}, bound {self.totals['train_bound'] / self.rows:.2f} nats per datum"
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it; tensors are not copied."""

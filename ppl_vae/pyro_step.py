@@ -114,7 +114,8 @@ class PyroStep(SVIStep):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state; the programs change only if all of it fits them."""
         super().load_state_dict(state)
-        self._averages = dict(state["averages"])
+        device = self.programs.device
+        self._averages = {name: average.to(device or average.device) for name, average in state["averages"].items()}
 
     def _check_once(self, batch: Batch) -> None:
         if self._checked:

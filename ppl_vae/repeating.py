@@ -55,7 +55,7 @@ def write_outcome(folder: Path, seed: int, trained: Fit, evaluation: Evaluation)
 
 def read_outcome(folder: Path) -> dict[str, Any]:
     """Return what a finished run came to; None stands for numbers that are not finite."""
-    return json.loads((folder / OUTCOME).read_text())
+    return json.loads((folder / OUTCOME).read_text("utf-8"))
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -39,12 +39,26 @@ __all__ = [
 CONFIG, METRICS, BEST = "config.toml", "metrics.csv", "best.pt"
 LAST, PREVIOUS, NEXT = "last.pt", "previous.pt", "next.pt"
 LOCK = ".lock"
+# Files on their way, of the names that `ppl_vae.archive.write_atomically` gives.
+PARTS = f".*.{'[0-9a-f]' * 8}.part"
 FORMAT = 1
-# What runs consist of: a folder with anything else in it is not overwritten.
-SUFFIXES = {".toml", ".csv", ".pt", ".json", ".nc", ".png", ".npz", ".html", ".md", ".part"}
+# What is made of parameters, and is of earlier ones once training has gone on.
+DERIVED = ("evaluation_*", "ais_*", "surgery_*", "quality_*", "samples_n*", "*.png", "report.html")
+# What runs consist of: a folder with anything else in it, such as somebody's notes, is not overwritten.
+FILES = (CONFIG, METRICS, BEST, LAST, PREVIOUS, NEXT, "outcome.json", *DERIVED)
 FOLDERS = {"tensorboard"}
 # Bytes of files that are parsed as text, which takes minutes for a hundred megabytes.
 LARGEST = {CONFIG: 10**6, METRICS: 10**8}
+
+
+def folder_of(out: str | Path) -> Path:
+    """Return the path of a folder from the root on, which stays where somebody changes the working directory.
+
+    Example:
+        >>> folder_of("runs/vae").is_absolute(), folder_of("~/runs") == Path.home() / "runs"
+        (True, True)
+    """
+    return Path(out).expanduser().absolute()
 
 
 def evaluation_name(particles: int | str, seed: int | str) -> str:
@@ -67,7 +81,7 @@ def new_folder(out: str | Path) -> Path:
         >>> new_folder(tmp_path / "runs" / "vae").is_dir()
         True
     """
-    folder = Path(out)
+    folder = folder_of(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"out: {folder} exists and is not an empty folder; choose another name or remove it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +114,7 @@ def taken(
     problem, folder, lock = None, None, None
     if out is not None and (together is None or together.leads):
         try:
-            folder = Path(out)
+            folder = folder_of(out)
             _check_free(folder, resume, overwrite)  # before a lock is left in a folder of something else
             lock = _locked(folder)
             _check_free(folder, resume, overwrite)
@@ -157,16 +171,18 @@ def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _clear(folder: Path, all_of_it: bool) -> None:
     """Remove a run, or only what was being written when it was killed."""
-    for path in _held(folder) if all_of_it else folder.glob(".*.part"):
+    for path in [*folder.glob(PARTS), *(_held(folder) if all_of_it else ())]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _held(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name != LOCK] if folder.exists() else []
+    """Return what is in a folder, but for what a run leaves that was killed before its first file was whole."""
+    left = {LOCK, *(path.name for path in folder.glob(PARTS))}
+    return [path for path in folder.iterdir() if path.name not in left] if folder.exists() else []
 
 
 def _of_run(path: Path) -> bool:
-    return path.name in FOLDERS if path.is_dir() else path.suffix in SUFFIXES
+    return path.name in FOLDERS if path.is_dir() else any(path.match(name) for name in FILES)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -244,6 +260,11 @@ def read_metrics(folder: Path) -> dict[str, list[float]]:
 def write_best(folder: Path, state: Mapping[str, Any], best: Mapping[str, float]) -> None:
     """Save the best state of a step."""
     archive.write(folder / BEST, "best_state", FORMAT, {"best": dict(best), "state": state})
+
+
+def remove_best(folder: Path) -> None:
+    """Remove the best state, which is of epochs that are not over here."""
+    (folder / BEST).unlink(missing_ok=True)
 
 
 def read_best(folder: Path) -> dict[str, Any]:

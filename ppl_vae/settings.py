@@ -149,7 +149,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"config: {path}: no such file")
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"config: {path}: not TOML ({error})") from error
     known = [*Settings.__dataclass_fields__, *PLACES]

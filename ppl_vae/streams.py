@@ -1,6 +1,7 @@
 """The random numbers of a run: their state, saved and put back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,15 +27,11 @@ def current() -> dict[str, Tensor]:
 
 
 def put_back(states: Mapping[str, Tensor]) -> None:
-    """Set torch's generators.
-
-    Raises:
-        RuntimeError: the states are of devices that are not here.
-    """
+    """Set torch's generators; those of devices that are not here, where there were more, are left out."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)
-        else:
+        elif torch.device(device).index < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, device)
 
 
@@ -60,6 +57,18 @@ class Streams:
     def state(self) -> dict[str, Any]:
         """Return the state of all of them."""
         return {"torch": current(), "others": [generator.get_state() for generator in self.generators]}
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Have the generators that are not torch's own begin anew inside, and be as they were afterwards."""
+        before = [generator.get_state() for generator in self.generators]
+        try:
+            for generator in self.generators:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            for generator, state in zip(self.generators, before, strict=True):
+                generator.set_state(state)
 
     def set(self, state: Mapping[str, Any]) -> None:
         """Set all of them.

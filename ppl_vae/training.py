@@ -114,8 +114,9 @@ def fit(
             on without it, ``ppl_vae.guarding.back_off()`` goes on with smaller learning rates; the history then counts
             such batches as ``"faults"``.
         resume: go on with the run in ``out``, if there is one, with the same programs, data and settings (more epochs
-            may be asked for): on a CPU its end is that of a run without interruption, bit for bit. What data loaders
-            draw from other generators than torch's is not part of that.
+            may be asked for; refused where the optimizer, scheduler, average or the like is another): on a CPU its end
+            is that of a run without interruption, bit for bit. What data loaders draw from other generators than
+            torch's is not part of that.
         overwrite: replace the run in ``out``, if there is one.
 
     Returns:
@@ -175,8 +176,8 @@ def fit(
         drawn = getattr(objective, "num_particles", particles)
         settings = {"objective": facts(objective).name, "particles": drawn, "epochs": epochs}
         settings |= {"batch_size": train.batch_size, "seed": seed, "model": program_name(model or step)}
-        same = settings | {"data": train.digest()}
-        del same["epochs"]
+        given = {"chunk": chunk, "clip_norm": clip_norm, "precision": precision, "ema": ema}
+        same = _same(settings, given | {"log_prior": log_prior is not None}, step, train, held_out)
         if planned:
             train, held_out = (part and part.on(step.programs.device) for part in (train, held_out))
         if planned and train.batches:
@@ -239,6 +240,20 @@ def _make_step(
     return step
 
 
+def _same(
+    settings: Mapping[str, Any], given: Mapping[str, Any], step: Step, train: Source, held_out: Source | None
+) -> dict[str, Any]:
+    """Return what must be the same where a run goes on, by name."""
+    same = {name: value for name, value in settings.items() if name != "epochs"}
+    same |= {"data": train.digest(), "valid": held_out and held_out.digest(), **given}
+    same |= {"guide": program_name(step.guide) if hasattr(step, "guide") else None}
+    # Numbers that it was made with, as schedulers move those in its groups: a saved state brings its own.
+    optimizers = step.optimizers() if hasattr(step, "optimizers") else {}
+    numbers = {f"{o} {name}": value for o in optimizers for name, value in optimizers[o].defaults.items()}
+    same |= {name: value for name, value in numbers.items() if type(value) in (int, float, tuple)}
+    return same | {"accumulate": getattr(step, "accumulate", 1)}
+
+
 def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -> None:
     """Copy the best parameters of a run folder into a model and a guide.
 
@@ -265,4 +280,4 @@ def restore(model: Program, guide: Program, out: str | Path, like: Any = None) -
     programs = Programs(model, guide)
     if like is not None:
         programs.run_once(model, guide, as_batch(like))
-    programs.load_state_dict(runs.read_programs(Path(out)))
+    programs.load_state_dict(runs.read_programs(runs.folder_of(out)))

@@ -141,7 +141,7 @@ class Update:
         self.batches, self.rows = state["batches"], state["rows"]
         for i, parameter in enumerate(self._held()):
             gradient = state["gradients"].get(i)
-            parameter.grad = None if gradient is None else gradient.clone()
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
 
     def _moved(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rows: int, waits: bool

@@ -48,9 +48,9 @@ def test_what_no_run_has_written_is_never_touched(pair, tmp_path, options):
         pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path, **options)
     assert contents(tmp_path) == before
     pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run")
-    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    (tmp_path / "run" / "notes.md").write_text("years of work")
     before = contents(tmp_path / "run")
-    with pytest.raises(FileExistsError, match=r"holds what no run writes \(thesis.tex\)"):
+    with pytest.raises(FileExistsError, match=r"holds what no run writes \(notes.md\)"):
         pv.fit(pair.model, pair.guide, pair.data(), epochs=1, out=tmp_path / "run", overwrite=True)
     assert contents(tmp_path / "run") == before
 
