@@ -46,6 +46,10 @@ LONGEST_INTEGER = 2000  # bits
 LARGEST_REPEATED = 2**30  # bytes
 
 
+# Errors that come without the name of a file; what is written may come from elsewhere, which has errors of its own.
+OF_DISKS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 class UnreadableFile(ValueError):
     """A file that is damaged, of something else, or of another version; the message says which."""
 
@@ -278,7 +282,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in OF_DISKS:
             raise _unwritten(path, error) from error
         raise
     sync_folder(path.parent)

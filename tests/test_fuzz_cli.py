@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import fuzzing_cli as fuzz
 import pytest
 from hypothesis import given, settings
+
+from ppl_vae import jobs
 
 QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 
@@ -43,7 +46,9 @@ def test_seeds_that_torch_cannot_take_are_refused_before_any_work(made, command,
     assert "64" in found.err
 
 
-def test_too_little_memory_is_a_line(made):
+def test_too_little_memory_is_a_line(made, monkeypatch):
+    words = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+    monkeypatch.setattr(jobs.Job, "__init__", Mock(side_effect=RuntimeError(words)))  # as torch says it
     found = fuzz.attempt([*fuzz.MAKE, "--z-dim", "1", "--hidden", "1000000000"], made)
     fuzz.assert_refused(found)
     assert "there is not enough memory" in found.err

@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppl_vae as pv
-from ppl_vae import cli
+from ppl_vae import cli, runs
 from ppl_vae.parallel import SharedNoise, Workers
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def torchrun(*command):
 
 
 def checkpoint(folder):
-    return torch.load(folder / "best.pt", weights_only=True)["state"]
+    return runs.read_best(folder)["state"]
 
 
 def test_the_command_line_trains_in_two_processes_as_in_one(tmp_path, monkeypatch):
