@@ -1,6 +1,6 @@
 """Which small faults the tests of the mathematics do not notice: mutation testing of objectives, weighing, evaluation.
 
-    python -m benchmarks.mutants [MODULE ...] [--sample N] [--seed S]
+    python -m benchmarks.mutants [MODULE ...] [--sample N] [--seed S] [--again]
 
 A mutant is a module with one operator, comparison, condition, number, decorator or loop changed, by the operators of
 cosmic-ray (`pip install -e '.[test,bench]'`). It is killed where a test fails, crashes or takes far longer than it did.
@@ -31,7 +31,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,7 @@ ALONE = [
 TARGETS = [*(f"ppl_vae/objectives/{name}.py" for name in OBJECTIVES), *(f"ppl_vae/{name}.py" for name in ALONE)]
 # Those against closed forms come first: they kill most.
 FILES = [
+    *("details_of_objectives", "details_of_weights"),
     *("formulas", "exact", "enumeration", "estimators", "relaxations", "noise", "noise_transforms", "objectives"),
     *("evaluate", "evaluating", "pyro_objectives", "objective_state", "extremes", "chunking"),
 ]
@@ -273,14 +274,23 @@ def prepare() -> dict[str, Any]:
     return reached
 
 
-def results(targets: list[str], sample: int | None, seed: int) -> Iterator[dict[str, Any]]:
-    """Try mutants, a random sample of each module's."""
-    reached = prepare()
+def sampled(targets: list[str], sample: int | None, seed: int) -> Iterator[dict[str, Any]]:
+    """Return a random sample of each module's mutants."""
     for path in targets:
-        all_of_them = mutants(path)
-        some = random.Random(f"{seed} {path}").sample(all_of_them, min(sample or len(all_of_them), len(all_of_them)))
-        for mutant in sorted(some, key=lambda m: m.line):
-            yield outcome(mutant, reached) | {"of": len(all_of_them)}
+        whole = mutants(path)
+        some = random.Random(f"{seed} {path}").sample(whole, min(sample or len(whole), len(whole)))
+        yield from ({"of": len(whole), **mutant._asdict()} for mutant in sorted(some, key=lambda m: m.line))
+
+
+def results(tasks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Try mutants but those that were killed before."""
+    reached = prepare()
+    for task in tasks:
+        if task.get("killed") == "True":
+            yield task | {"killed": True}
+        else:
+            mutant = Mutant(task["path"], int(task["line"]), task["operator"], int(task["occurrence"]))
+            yield task | outcome(mutant, reached)
 
 
 def main() -> None:
@@ -289,19 +299,24 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", help="targets, such as weighing or bounds; all if none")
     parser.add_argument("--sample", type=int, help="mutants of each module; all if left out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="those of the last run that survived, once more")
     asked = parser.parse_args()
     os.chdir(ROOT)
     targets = [path for path in TARGETS if not asked.modules or Path(path).stem in asked.modules]
     RESULTS.mkdir(parents=True, exist_ok=True)
+    tasks = sampled(targets, asked.sample, asked.seed)
+    if asked.again:
+        with open(RESULTS / "mutants.csv", newline="") as file:
+            tasks = [row for row in csv.DictReader(file) if row["path"] in targets]
     table, tally = Table("module", "mutants", "tried", "killed", "share"), {}
     with open(RESULTS / "mutants.csv", "w", newline="") as file:
-        for row in results(targets, asked.sample, asked.seed):
+        for row in results(tasks):
             if not tally:
                 out = csv.DictWriter(file, row)
                 out.writeheader()
             out.writerow(row)
             file.flush()
-            of, tried, killed = tally.get(row["path"], (row["of"], 0, 0))
+            of, tried, killed = tally.get(row["path"], (int(row["of"]), 0, 0))
             tally[row["path"]] = (of, tried + 1, killed + row["killed"])
             if not row["killed"]:
                 place = f"{row['path']}:{row['line']} {row['operator']} ({row['tests']} tests)"

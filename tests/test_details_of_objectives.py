@@ -197,6 +197,27 @@ def test_the_renyi_bound_of_order_one_teaches_as_the_elbo():
 RENYI_AT_ONE = partial(objectives.renyi, alpha=1.0)
 
 
+def drawn(**fields):
+    """Three draws of a latent with a prior, seen through x."""
+    log_p = {"z": torch.randn(3, 4, dtype=DOUBLE), "x": torch.randn(3, 4, dtype=DOUBLE)}
+    log_q = {"z": torch.randn(3, 4, dtype=DOUBLE)}
+    return pv.Particles(log_p=log_p, log_q=log_q, values={"z": torch.zeros(3, 4)}, **fields)
+
+
+def test_divergences_by_monte_carlo_have_a_baseline_and_exact_ones_none():
+    """One of as much as the divergence weighs cancels the mean-zero gradient of its -log q."""
+    score, kl = torch.randn(3, 4, dtype=DOUBLE, requires_grad=True), torch.rand(3, 4, dtype=DOUBLE)
+    by_chance, exact = drawn(score={"z": score}), drawn(score={"z": score}, kl={"z": kl})
+    divergence = by_chance.log_q["z"] - by_chance.log_p["z"]
+    for bound, particles, wanted in (
+        (objectives.elbo_kl, by_chance, by_chance.log_p["x"] - divergence + 1),
+        (objectives.elbo_kl, exact, exact.log_p["x"] - kl),
+        (partial(objectives.beta_elbo, beta=3.0), by_chance, by_chance.log_p["x"] - 3 * divergence + 3),
+    ):
+        (found,) = torch.autograd.grad(bound(particles).sum(), score)
+        torch.testing.assert_close(found, wanted / 3)
+
+
 def test_a_power_mean_of_power_zero_has_the_gradient_of_the_mean():
     log_w = torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)
     slope = torch.autograd.grad(power_mean(record(log_w), torch.tensor(0.0)).sum(), log_w)[0]
@@ -208,6 +229,13 @@ OPTIONS = {
     "ciwae beta": (lambda v: objectives.ciwae(record(torch.zeros(2, 1)), beta=v), [0, 0.5, 1], [-1e-6, 1 + 1e-6, -0.5]),
     "cubo n": (lambda v: objectives.cubo(record(torch.zeros(2, 1)), n=v), [1, 2.5], [1 - 1e-6, 0.5, 0, inf]),
     "ovis gamma": (lambda v: objectives.ovis(record(torch.zeros(2, 1)), gamma=v), [0, 0.5, 1], [-1e-6, 1 + 1e-6, -0.5]),
+    "beta_elbo beta": (lambda v: objectives.beta_elbo(drawn(), beta=v), [0, 7], [-1e-6, -0.5, inf]),
+    "free_bits floor": (lambda v: objectives.free_bits(drawn(), floor=v), [0, 7], [-1e-6, -0.5, inf]),
+    "WakeSleep wake": (lambda v: objectives.WakeSleep(wake=v), [0, 7], [-1e-6, -0.5, inf]),
+    "WakeSleep sleep": (lambda v: objectives.WakeSleep(sleep=v), [0, 7], [-1e-6, -0.5, inf]),
+    "REBAR temperature": (lambda v: objectives.REBAR(temperature=v), [1e-6, 7], [0, -0.5, inf]),
+    "REBAR scale": (lambda v: objectives.REBAR(scale=v), [-7, 0, 7], [inf, -inf]),
+    "Concrete temperature": (lambda v: objectives.Concrete(temperature=v), [1e-6, 7], [0, -0.5, inf]),
     "NVIL decay": (lambda v: objectives.NVIL(decay=v), [0, 0.5, 1 - 1e-6], [-1e-6, -0.5, 1, 2]),
 }
 
