@@ -33,6 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,8 @@ ALONE = [
 TARGETS = [*(f"ppl_vae/objectives/{name}.py" for name in OBJECTIVES), *(f"ppl_vae/{name}.py" for name in ALONE)]
 # Those against closed forms come first: they kill most.
 FILES = [
-    *("details_of_objectives", "details_of_weights"),
+    *("details_of_objectives", "details_of_weights", "details_of_schedules", "details_of_relaxations"),
+    *("details_of_particles", "details_of_programs"),
     *("formulas", "exact", "enumeration", "estimators", "relaxations", "noise", "noise_transforms", "objectives"),
     *("evaluate", "evaluating", "pyro_objectives", "objective_state", "extremes", "chunking"),
 ]
@@ -308,7 +310,7 @@ def main() -> None:
     if asked.again:
         with open(RESULTS / "mutants.csv", newline="") as file:
             tasks = [row for row in csv.DictReader(file) if row["path"] in targets]
-    table, tally = Table("module", "mutants", "tried", "killed", "share"), {}
+    table, tally = Table("module", "mutants", "tried", "killed", "share", "standard error"), {}
     with open(RESULTS / "mutants.csv", "w", newline="") as file:
         for row in results(tasks):
             if not tally:
@@ -322,7 +324,9 @@ def main() -> None:
                 place = f"{row['path']}:{row['line']} {row['operator']} ({row['tests']} tests)"
                 print(f"{place}\n{row['diff']}", flush=True)
     for path, (of, tried, killed) in [*tally.items(), ("all", tuple(map(sum, zip(*tally.values(), strict=True))))]:
-        table.add_row(path, str(of), str(tried), str(killed), f"{killed / tried:.1%}")
+        share = killed / tried
+        error = sqrt(share * (1 - share) / tried * (1 - tried / of))  # of a sample without replacement
+        table.add_row(path, str(of), str(tried), str(killed), f"{share:.1%}", f"{error:.1%}")
     Console().print(table)
 
 

@@ -301,3 +301,13 @@ def test_divergences_of_correlated_normals_from_independent_ones(low_rank):
     p = dist.MultivariateNormal(loc + 1, torch.diag_embed(scale.square()))
     wanted = torch.distributions.kl_divergence(correlated, p)
     torch.testing.assert_close(closed_kl(q, dist.Normal(loc + 1, scale).to_event(1)), wanted)
+
+
+def test_divergences_that_nobody_knows_are_none():
+    q = dist.MultivariateNormal(torch.zeros(2, 3), torch.eye(3))
+    loc, one = torch.zeros(2, 3), torch.ones(2, 3)
+    assert closed_kl(q, dist.Laplace(loc, one).to_event(1)) is None
+    assert closed_kl(q, dist.Normal(loc, one).to_event(2)) is None
+    assert closed_kl(q, dist.MultivariateStudentT(3.0, torch.zeros(3), torch.eye(3))) is None
+    assert closed_kl(dist.StudentT(3.0, loc, one).to_event(1), dist.Normal(loc, one).to_event(1)) is None
+    assert closed_kl(q, dist.Normal(loc, one).to_event(1)) is not None
