@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from small import Bits, BitsGuide
+from small import Bits, BitsGuide, PenalisedBits
 from torch import nn
 
 import ppl_vae as pv
@@ -157,6 +157,22 @@ def test_nvil_learns_from_a_batch_of_one():
     nvil = objectives.NVIL(x_dim=1, decay=0.0).double()
     value, _ = estimate(nvil, Bits(), BitsGuide(), X[:1], 1)
     torch.testing.assert_close(nvil.mean, value.squeeze())
+
+
+@pytest.mark.parametrize("bound", [objectives.elbo, objectives.iwae, objectives.cubo, objectives.EUBO(BitsGuide())])
+def test_penalties_are_added_to_what_is_maximised(bound):
+    """Whichever way the bound goes: value and sign of it stay, and the penalty, 3 for each bit, is reported."""
+    found = []
+    for model in (PenalisedBits(), Bits()):
+        torch.manual_seed(0)
+        found.append(estimate(bound, model, BitsGuide(), X, 3))
+    paid, plain = found
+    sign = -1 if objectives.facts(bound).upper else 1
+    torch.testing.assert_close(plain.surrogate, sign * plain.value)
+    torch.testing.assert_close(paid.value, plain.value)
+    torch.testing.assert_close(paid.surrogate, plain.surrogate + paid.penalties["penalty_z"])
+    assert paid.penalties["penalty_z"].min() >= 0
+    assert paid.penalties["penalty_z"].max() > 0
 
 
 class Chained(nn.Module):

@@ -94,7 +94,8 @@ def test_the_first_of_particles_and_data():
 
 
 @pytest.mark.parametrize(
-    "betas", [(0,), (0.1, 1.0), (0.0, 0.9), (0.0, 0.5, 0.5, 1.0), (0.0, 0.7, 0.3, 1.0), (-0.1, 1.0), (0.0, 1.1)]
+    "betas",
+    [(), (0,), (1,), (0.1, 1.0), (0.0, 0.9), (0.0, 0.5, 0.5, 1.0), (0.0, 0.7, 0.3, 1.0), (-0.1, 1.0), (0.0, 1.1)],
 )
 @pytest.mark.parametrize("bound", [objectives.tvo, objectives.tvo_upper])
 def test_inverse_temperatures_rise_from_zero_to_one(bound, betas):

@@ -10,7 +10,9 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.importance import Weights, can_be_keyed, probe
 from ppl_vae.noise import Keyed, datum_keys
+from ppl_vae.particles import Path
 from ppl_vae.programs import Programs
+from ppl_vae.tracing import Drawing, Unobserved, dreamt, enumerated_trace
 from ppl_vae.weighing import dreamt_log_q
 
 DOUBLE = torch.float64
@@ -117,6 +119,94 @@ def test_each_latent_has_its_divergence_in_closed_form_or_not():
     drawn = pv.weigh(model_of_many, many, X, 4, kl=True, linear=True)
     assert sorted(drawn.kl) == ["like"]
     torch.testing.assert_close(drawn.kl["like"], X.square() / 2 + torch.zeros_like(drawn.kl["like"]))
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize(("how", "told"), [("parallel", "gives no finite list of values"), ("flat", "only 'parallel'")])
+def test_marks_matter_at_latents_alone(observed, how, told):
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0), infer={} if observed else {"enumerate": how})
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, infer={"enumerate": how} if observed else {})
+
+    if observed:
+        pv.weigh(model, Pair(guide=True), X, 2)
+        return
+    with pytest.raises(pv.ContractError, match=f"site 'z' is marked .*{told}"):
+        pv.weigh(model, lambda x: None, X, 2)
+
+
+def test_what_is_no_latent_is_drawn_by_no_rule():
+    asked = []
+    with Drawing(lambda name, fn: asked.append(name)):
+        Pair()(X)
+    assert asked == ["z"]
+
+
+def test_without_observations_the_prior_is_left():
+    with Unobserved():
+        trace = poutine.trace(Pair()).get_trace(X)
+    trace.compute_log_prob()
+    assert trace.nodes["x"]["log_prob"].eq(0).all()
+    torch.testing.assert_close(trace.nodes["z"]["log_prob"], normal(trace.nodes["z"]["value"], 0.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, DOUBLE])
+def test_observed_bits_of_any_type_have_their_density(dtype):
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            y = pyro.sample("y", dist.Bernoulli(0.3 * torch.ones(len(x)).double()))
+            pyro.sample("x", dist.Bernoulli(0.2 + 0.5 * y), obs=x)
+
+    trace = enumerated_trace(model, (torch.tensor([1, 0]).to(dtype),))
+    trace.compute_log_prob()
+    wanted = torch.tensor([[0.2, 0.8], [0.7, 0.3]], dtype=DOUBLE).log()
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], wanted)
+    torch.testing.assert_close(trace.nodes["y"]["log_prob"].exp().squeeze(-1)[..., :1].flatten().sum().item(), 1.0)
+
+
+def test_a_dream_takes_the_place_of_its_own_tensor():
+    """Of a batch of two, one of which is given; a tensor made from the batch has no place."""
+
+    def model(x, y):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.factor("penalty_none", torch.zeros_like(x))
+            pyro.sample("y", dist.Normal(x + 100, 1.0), obs=y)
+
+    _, (x, y) = dreamt(model, (X, X + 1))
+    assert torch.equal(x, X)
+    assert (y - X).min() > 50
+    with pytest.raises(pv.ContractError, match="site 'y': it observes a tensor made from the batch"):
+        dreamt(lambda x, y: model(x, y + 1), (X, X + 1))
+    with pytest.raises(pv.ContractError, match="site 'y': it observes a tensor made from the batch"):
+        dreamt(lambda x, y: model(x[:1], y[:1]), (X, X + 1))
+
+
+def chain(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        z1 = pyro.sample("z1", dist.Normal(torch.zeros_like(x), 1.0))
+        z2 = pyro.sample("z2", dist.Normal(z1, 1.0))
+        pyro.sample("x", dist.Normal(z2, 1.0), obs=x)
+
+
+def test_slopes_at_a_draw_leave_out_later_draws_that_it_moves():
+    slope = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z1 = pyro.sample("z1", dist.Normal(slope * x, 0.5))
+            pyro.sample("z2", dist.Normal(slope * z1, 0.5))
+
+    for path in (Path.TOTAL, Path.STOPPED):
+        drawn = pv.weigh(chain, guide, X, 4, path=path)
+        z1, z2 = drawn.values["z1"], drawn.values["z2"]
+        of_p = torch.autograd.grad(sum(p.sum() for p in drawn.log_p.values()), [z1, z2], retain_graph=True)
+        torch.testing.assert_close(of_p, (z2 - 2 * z1, z1 - 2 * z2 + X))
+    # Parameters stopped, what is left goes through the draws: z1 = s x + e, z2 = s z1 + e'.
+    (found,) = torch.autograd.grad(drawn.log_q["z2"].sum() + drawn.log_q["z1"].sum(), slope)
+    e1, e2 = (z1 - slope * X) / 0.25, (z2 - slope * z1) / 0.25
+    moved1, moved2 = X, z1 + slope * X
+    torch.testing.assert_close(found, (-e1 * moved1 - e2 * (moved2 - slope * moved1)).sum())
 
 
 class Codes(nn.Module):
