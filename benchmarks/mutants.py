@@ -224,7 +224,7 @@ def choose(path: str, line: int, reached: dict[str, Any], function: range) -> li
         # What runs as a module is imported shows in tables of facts and defaults too, whose tests run no line of it.
         names = list(dict.fromkeys([n for n in tests if n.startswith("tests/test_details")] + names))
     chosen, spent = [], 0.0
-    for name in sorted(names, key=lambda n: tests[n][0]):
+    for name in sorted(names, key=lambda n: (not n.startswith("tests/test_details"), tests[n][0])):
         spent += tests[name][0]
         if spent > BUDGET:
             break

@@ -215,9 +215,12 @@ def test_khat_by_hand(draws):
 def test_khat_takes_five_draws_in_the_tail():
     assert pareto_khat(torch.randn(20, 2)).isposinf().all()
     assert pareto_khat(torch.randn(21, 2)).isfinite().all()
-    tied = torch.cat([torch.linspace(0.1, 0.8, 4), torch.zeros(21)]).unsqueeze(1)
-    assert pareto_khat(tied).isposinf().all()  # four above the cutoff, which is the fifth
-    assert pareto_khat(torch.cat([torch.linspace(0.1, 0.8, 5), torch.zeros(20)]).unsqueeze(1)).isfinite().all()
+    # Four above the cutoff in one datum, which is tied with the fifth, and five in another.
+    four = torch.cat([torch.linspace(0.1, 0.8, 4), torch.zeros(21)])
+    five = torch.cat([torch.linspace(0.1, 0.8, 5), torch.zeros(20)])
+    found = pareto_khat(torch.stack([four, five], 1))
+    assert found[0].isposinf()
+    assert found[1].isfinite()
 
 
 def test_tails_within_one_per_cent_say_nothing():
