@@ -26,8 +26,8 @@ LARGEST = {dtype: sqrt(torch.finfo(dtype).max) for dtype in TYPES}
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
-def bounded(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether the squares of each tensor's numbers have a finite sum; waits for the device.
+def bounded(gradients: Iterable[Tensor]) -> bool:
+    """Tell whether the squares of each gradient's numbers have a finite sum; waits for the device.
 
     If so, all are finite, and so are averages of their squares. If not, they may be finite all the same.
 
@@ -35,9 +35,9 @@ def bounded(tensors: Iterable[Tensor]) -> bool:
         >>> bounded([torch.ones(3)]), bounded([torch.tensor([torch.nan])]), bounded([torch.tensor([1e30])])
         (True, False, False)
     """
-    numbers = _numbers(tensors)
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     # The norms of some devices are summed in a wider type. A comparison with NaN is false.
-    return not numbers or all(norm.item() < LARGEST[norm.dtype] for norm in torch._foreach_norm(numbers))
+    return not dense or all(norm.item() < LARGEST[norm.dtype] for norm in torch._foreach_norm(dense))
 
 
 def all_finite(tensors: Iterable[Tensor], squared: bool = False) -> Tensor:
@@ -175,11 +175,15 @@ def _parts(optimizer: torch.optim.Optimizer, moving: list[Tensor]) -> list[Tenso
     return [part for part in parts if isinstance(part, Tensor)]
 
 
+STEPS_BETWEEN_SEARCHES = 50
+
+
 class KeptBuffers:
     """Buffers as they were before programs ran, of which some (batch norm's, NVIL's) are written by the run.
 
-    Which those are is learnt: all are copied at first, and again when modules or their modes have changed; later those
-    alone that have been seen to change. What writes into a buffer for the first time at another step stays.
+    Which those are is learnt: all are copied at first, and again when modes have changed; later those alone that have
+    been seen to change. Modules that have been put in are found within so many steps, as a search takes longer than
+    all else here. What writes into a buffer for the first time at another step stays.
 
     Args:
         programs: whose buffers.
@@ -197,13 +201,18 @@ class KeptBuffers:
     def __init__(self, programs: Programs):
         self.programs = programs
         self.written: set[tuple[int, str]] = set()
-        self._known: list[tuple[int, bool]] = []
+        self._modules: list[nn.Module] = []
+        self._known: list[bool] | None = None
+        self._until_search = 0
         self._before: list[tuple[nn.Module, str, Tensor, int, Tensor | None]] = []
 
     def keep(self) -> None:
         """Take note of all buffers, and copy those that may be written."""
-        modules = [m for root in self.programs.modules.values() for m in root.modules()]
-        known = [(id(module), module.training) for module in modules]
+        if self._until_search == 0:
+            self._modules = [m for root in self.programs.modules.values() for m in root.modules() if m._buffers]
+            self._until_search = STEPS_BETWEEN_SEARCHES
+        self._until_search -= 1
+        known = [module.training for module in self._modules]
         anew, self._known = known != self._known, known
         self._before = [
             (
@@ -213,7 +222,7 @@ class KeptBuffers:
                 _version(buffer),
                 buffer.clone() if anew or (id(module), name) in self.written else None,
             )
-            for module in modules
+            for module in self._modules
             for name, buffer in module._buffers.items()
             if buffer is not None and not is_lazy(buffer)
         ]

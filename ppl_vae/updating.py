@@ -15,6 +15,7 @@ from ppl_vae.programs import Programs
 
 __all__ = ["NOTHING_GATHERED", "Update"]
 
+FINITE = torch.tensor(True)
 NOTHING_GATHERED: Mapping[str, Any] = {"batches": 0, "rows": 0, "gradients": {}}
 
 
@@ -65,7 +66,7 @@ class Update:
         self.batches: int = 0
         self.rows: int | Tensor = 0
         self.faults, self.in_a_row = torch.zeros(2, dtype=torch.long).unbind()
-        self.finite, self.waits = torch.tensor(True), None
+        self.finite, self.waits = FINITE, None
         self._sound: bool | Tensor = True
         self._done: bool | Tensor | None = None
         self._any_in_a_row = False
@@ -199,7 +200,7 @@ class Update:
         if finite is True:
             if self._any_in_a_row:
                 self.in_a_row, self._any_in_a_row = torch.zeros_like(self.in_a_row), False
-            self.finite = torch.tensor(True)
+            self.finite = FINITE
             return
         self.finite, self._any_in_a_row = torch.as_tensor(finite), True
         refused = (~self.finite).long()
