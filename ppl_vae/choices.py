@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
-from ppl_vae import nets, objectives, priors, zoo
+from ppl_vae import guarding, nets, objectives, priors, zoo
 from ppl_vae.objectives import Objective, Scheduled, beta_elbo, cyclical, free_bits, linear
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "WITH_WEIGHT",
     "annealed",
     "floored",
-    "on_fault",
     "scheduler",
 ]
 
@@ -121,11 +120,5 @@ def scheduler(name: str, epochs: int, updates: int, rate: float) -> Callable[[Op
     return made and made(epochs, updates, rate)
 
 
-ON_FAULT = ("stop", "skip", "back-off")
-
-
-def on_fault(name: str) -> Callable[..., Any]:
-    """Return what training does about a bound or a gradient that is no number."""
-    from ppl_vae import guarding
-
-    return {"stop": guarding.stop, "skip": guarding.skip, "back-off": guarding.back_off()}[name]
+# What training does about a bound or a gradient that is no number.
+ON_FAULT = {"stop": guarding.stop, "skip": guarding.skip, "back-off": guarding.back_off()}

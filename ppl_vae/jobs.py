@@ -180,7 +180,7 @@ class Job:
             "scheduler": choices.scheduler(s.lr_schedule, s.epochs, self._updates(s.epochs), s.learning_rate),
             "ema": s.ema,
             "patience": s.patience,
-            "on_fault": choices.on_fault(s.on_fault),
+            "on_fault": choices.ON_FAULT[s.on_fault],
             "callbacks": [callbacks.tensorboard(out / "tensorboard")] if s.tensorboard and leads else None,
         }
         return {name: value for name, value in chosen.items() if value is not None}

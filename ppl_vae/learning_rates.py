@@ -110,6 +110,8 @@ class LearningRates:
             _check_same(scheduler, state[name])
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state[name])
+            # It stepped before the run was stopped; torch warns of schedulers that step first, if the next is theirs.
+            scheduler.optimizer._opt_called = True
             for part in _and_inner(scheduler):
                 if isinstance(getattr(part, "milestones", None), dict):
                     part.milestones = Counter(part.milestones)

@@ -22,7 +22,7 @@ from ppl_vae.log_priors import LogPrior, prior_options
 from ppl_vae.loop import Loop
 from ppl_vae.objectives import Objective, elbo, facts
 from ppl_vae.optimizers import adam, made, to_train
-from ppl_vae.parallel import workers
+from ppl_vae.parallel import Workers, workers
 from ppl_vae.programs import Program, Programs, forked_random_state, program_name
 from ppl_vae.pyro_step import check_callable, check_elbo
 from ppl_vae.rules import Rules, check_rules
@@ -159,18 +159,8 @@ def fit(
         elif (chunk, accumulate, clip_norm, precision, log_prior, compile) != (None, 1, None, None, None, "auto"):
             raise ValueError("step: it brings its own chunk, accumulate, clip_norm, precision, log_prior and compile")
         check_reach(data, *programs)
-        planned = isinstance(step, PlannedStep)
-        if planned and train.batches and epochs * train.batches < step.accumulate:
-            raise ValueError(
-                f"accumulate: {epochs * train.batches} batches in {epochs} epochs are too few for one update of "
-                f"{step.accumulate}"
-            )
-        together = workers()
-        if together and train.batch_size % together.size:
-            raise ValueError(
-                f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
-                "a multiple"
-            )
+        planned, together = isinstance(step, PlannedStep), workers()
+        _check_batches(train, epochs, step.accumulate if planned else 1, together)
         rules = Rules(epochs, seed, patience, ema, scheduler, callbacks, on_fault)
         check_rules(rules, held_out, resume, overwrite, out)
         drawn = getattr(objective, "num_particles", particles)
@@ -185,11 +175,7 @@ def fit(
         with runs.taken(out, together, resume, overwrite) as folder:  # only once model, guide and data fit
             progress = progress if together is None or together.leads else False
             loop = Loop(step, train, held_out, rules, same, folder, progress)
-            saved = runs.read_last(folder) if folder and resume else None
-            if (saved := together.told(saved) if together else saved) is not None:
-                loop.take_up(saved)
-            elif folder:
-                runs.write_config(folder, config or settings)
+            _begin(loop, folder, together, resume, config or settings)
             result = loop.run()
     held = None if valid is None else ("validation", valid)
     if planned and hasattr(step, "guide"):  # a generator that plays against a critic has none to evaluate with
@@ -238,6 +224,27 @@ def _make_step(
     if held_out is not None:
         hold_to_contract(model, guide, step.programs.on_device(held_out.first()))
     return step
+
+
+def _check_batches(train: Source, epochs: int, accumulate: int, together: Workers | None) -> None:
+    """Raise if there are too few batches for an update, or they cannot be shared out."""
+    if train.batches and (batches := epochs * train.batches) < accumulate:
+        raise ValueError(f"accumulate: {batches} batches in {epochs} epochs are too few for one update of {accumulate}")
+    if together and train.batch_size % together.size:
+        raise ValueError(
+            f"batch_size: {train.batch_size} rows cannot be shared out evenly to {together.size} processes; choose "
+            "a multiple"
+        )
+
+
+def _begin(loop: Loop, folder: Path | None, together: Workers | None, resume: bool, config: Mapping[str, Any]) -> None:
+    """Go on with the run in a folder, in all processes, or record the settings of a new one."""
+    saved = runs.read_last(folder) if folder and resume else None
+    saved = together.told(saved) if together else saved
+    if saved is not None:
+        loop.take_up(saved)
+    elif folder:
+        runs.write_config(folder, config)
 
 
 def _same(

