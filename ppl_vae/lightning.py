@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
 from ppl_vae.checking_objectives import check_objective
+from ppl_vae.diagnosing import explain
 from ppl_vae.estimation import estimate
+from ppl_vae.guarding import all_finite
 from ppl_vae.indexing import alike
 from ppl_vae.objectives import Objective, elbo
 from ppl_vae.objectives.vocabulary import advance
 from ppl_vae.optimizers import adam, made, to_train
-from ppl_vae.programs import Program, Programs, undisturbed
+from ppl_vae.programs import Program, Programs, forked_random_state, undisturbed
+from ppl_vae.streams import current, put_back
 from ppl_vae.svi import check_options
 
 try:
@@ -48,6 +51,8 @@ class LightningSVI(lightning.LightningModule):
         TypeError: neither program holds a module, so that Lightning would find no parameters.
         ValueError: on the first batch, a program declares parameters that no module holds (``pyro.param``).
         ContractError: on the first batch, model and guide do not fit.
+        FloatingPointError: before an update, a gradient is NaN or infinite; parameters stay as they were. The message
+            says where it came from. (A loss scaler leaves such updates out itself.)
 
     Reference: W. Falcon and the PyTorch Lightning team, "PyTorch Lightning", 2019,
     https://lightning.ai/docs/pytorch/stable/.
@@ -83,7 +88,7 @@ class LightningSVI(lightning.LightningModule):
         self.parts = (model, guide, objective, programs)
         self.particles, self.optimizer = particles, optimizer
         self.owned = nn.ModuleDict({name.replace(".", "_"): module for name, module in programs.modules.items()})
-        self._checked = False
+        self._checked, self._latest = False, None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer, over what the objective may train."""
@@ -95,6 +100,7 @@ class LightningSVI(lightning.LightningModule):
         model, guide, objective, _ = self.parts
         batch = as_batch(batch)
         self._check_once(batch)
+        self._latest = batch, current()
         with pyro.validation_enabled(False):
             found = estimate(objective, model, guide, batch, self.particles)
         annealed = {} if found.annealed is None else {"annealed_bound": found.annealed}
@@ -118,6 +124,18 @@ class LightningSVI(lightning.LightningModule):
         with pyro.validation_enabled(False):
             bound, _ = estimate(getattr(objective, "bound", None) or objective, model, guide, batch, self.particles)
         self.log(name, bound.mean(), batch_size=len(batch[0]), prog_bar=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse gradients that are no finite numbers, before anything moves."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled or all_finite(gradients):
+            return
+        batch, random = self._latest
+        with forked_random_state(), self.trainer.precision_plugin.forward_context():
+            put_back(random)
+            found = explain(*self.parts[:3], batch, self.particles)
+        raise FloatingPointError(f"{found}. The update was left out, and training has stopped")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update, and tell the objective, whose schedules follow updates."""

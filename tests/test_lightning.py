@@ -126,3 +126,20 @@ def test_rows_that_come_with_the_data_go_to_the_program_that_names_them():
     data = TensorDataset(torch.randn(20, 6), torch.arange(20))
     trainer(max_epochs=1).fit(LightningSVI(model, guide), DataLoader(data, batch_size=5))
     assert guide.loc.abs().amax(1).min() > 0
+
+
+def test_gradients_that_are_no_numbers_move_nothing():
+    model, guide = small()
+    x = bits(20)
+    x[13] = torch.nan
+    svi = LightningSVI(model, guide, optimizer=SGD)
+    starts = []
+
+    class Keep(lightning.Callback):
+        def on_train_batch_start(self, *args):
+            starts.append({name: p.clone() for name, p in svi.state_dict().items()})
+
+    with pytest.raises(FloatingPointError, match="data: part 0 of the batch is nan at datum 3"):
+        trainer(max_epochs=1, callbacks=[Keep()]).fit(svi, loader(x, 5))
+    assert len(starts) == 3  # the third batch is refused
+    assert all(torch.equal(p, starts[-1][name]) for name, p in svi.state_dict().items())
