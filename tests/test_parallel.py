@@ -28,7 +28,8 @@ def torchrun(*command):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0")
     launcher += ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
     known = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp")}
-    known |= {name: os.environ[name] for name in ("PPL_VAE_DATA", "PYTHONPATH", "TMPDIR") if name in os.environ}
+    passed = ("PPL_VAE_DATA", "PYTHONPATH", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+    known |= {name: os.environ[name] for name in passed if name in os.environ}
     return subprocess.run([*launcher, *command], capture_output=True, text=True, cwd=ROOT, env=known, timeout=300)
 
 
