@@ -1,11 +1,14 @@
 """Hold an objective to what it promises, on one batch, before it trains anything."""
 
+import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.batches import Batch
 from ppl_vae.estimation import weigh_for
@@ -15,7 +18,46 @@ from ppl_vae.programs import Program, forked_random_state
 from ppl_vae.remarks import remark
 from ppl_vae.weighing import weigh
 
-__all__ = ["check_objective"]
+__all__ = ["check_in_sight", "check_objective", "inner_function"]
+
+
+def inner_function(objective: Any) -> Any:
+    """Return what any number of ``functools.partial`` go around."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    return objective
+
+
+def check_in_sight(objective: Any) -> None:
+    """Raise if modules that belong to an objective are hidden in it: they would neither train, nor follow updates.
+
+    Example:
+        >>> nvil = pv.objectives.NVIL(x_dim=6)
+        >>> check_in_sight(lambda particles: nvil(particles))
+        Traceback (most recent call last):
+        ...
+        TypeError: objective: a function that reads 'nvil' hides its parameters and its state, which would ...
+    """
+    whole = inner_function(objective)
+    held = (whole, *objective.args, *objective.keywords.values()) if isinstance(objective, partial) else ()
+    hidden = "a functools.partial around a module" if any(isinstance(part, nn.Module) for part in held) else ""
+    for name, part in _read(whole).items():
+        if isinstance(part, nn.Module) and (hasattr(part, "advance") or hasattr(part, "estimate")):
+            hidden = f"a function that reads '{name}'"
+    if hidden:
+        raise TypeError(
+            f"objective: {hidden} hides its parameters and its state, which would neither train, nor follow the step, "
+            "nor be saved; give the module itself, such as Scheduled(function, beta=...) or Concrete(bound=function)"
+        )
+
+
+def _read(function: Any) -> dict[str, Any]:
+    """Return what a function reads of what is around it, by name."""
+    if inspect.isfunction(function):
+        with suppress(ValueError):  # a variable that has no value yet
+            found = inspect.getclosurevars(function)
+            return {**found.globals, **found.nonlocals}
+    return {}
 
 
 def check_objective(

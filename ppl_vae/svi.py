@@ -8,11 +8,11 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check
-from ppl_vae.checking_objectives import check_objective
+from ppl_vae.checking_objectives import check_in_sight, check_objective, inner_function
 from ppl_vae.chunking import ChunkedAscent
 from ppl_vae.compiling import Compiled, check_compile
 from ppl_vae.diagnosing import explain
@@ -310,25 +310,13 @@ class SVIStep:
         self.shared_ascent.forget()
 
 
-def inner_function(objective: Any) -> Any:
-    """Return what any number of ``functools.partial`` go around."""
-    while isinstance(objective, partial):
-        objective = objective.func
-    return objective
-
-
 def check_options(objective: Objective, particles: int, compile: bool | str) -> None:  # noqa: A002
     """Raise if a step cannot be made with these: wrong types, too few particles."""
     check_compile(compile)
     whole = inner_function(objective)
     if isinstance(whole, type):
         raise TypeError(f"objective: {whole.__name__} is a class; pass one made of it, {whole.__name__}(...)")
-    held = (whole, *objective.args, *objective.keywords.values()) if isinstance(objective, partial) else ()
-    if any(isinstance(part, nn.Module) for part in held):
-        raise TypeError(
-            "objective: a functools.partial around a module hides its parameters and its state, which would neither "
-            "train nor be saved; give the module itself, such as Scheduled(bound, ...) or Concrete(bound=...)"
-        )
+    check_in_sight(objective)
     if (not callable(objective) and not hasattr(objective, "estimate")) or isinstance(objective, pyro.infer.ELBO):
         raise TypeError(f"objective: expected a function of Particles, such as pv.objectives.elbo, found {objective!r}")
     if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:

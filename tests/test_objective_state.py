@@ -251,12 +251,29 @@ def test_objectives_that_no_step_can_hold_are_refused():
         (pyro.infer.Trace_ELBO, "Trace_ELBO is a class"),
         (partial(objectives.stl, bound=warm_up), "functools.partial around a module hides"),
         (partial(lambda bound, particles: bound(particles), warm_up), "functools.partial around a module hides"),
+        (lambda particles: warm_up(particles), "a function that reads 'warm_up' hides its parameters and its state"),
         ("elbo", "expected a function of Particles"),
     ):
         with pytest.raises(TypeError, match=error):
             pv.svi_step(*pair, wrong, optimizer=optimizer)
     with pytest.raises(ValueError, match="particles: expected a whole number of at least 1, found True"):
         pv.svi_step(*pair, objectives.elbo, particles=True, optimizer=optimizer)
+
+
+def test_schedules_inside_a_module_of_ones_own_follow_the_step():
+    class Halved(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0.0, 1.0, 5))
+
+        def forward(self, particles):
+            return self.inner(particles) / 2
+
+    model, guide, objective = Bits(), BitsGuide(), Halved()
+    step = pv.svi_step(model, guide, objective, optimizer=torch.optim.Adam([*model.parameters(), *guide.parameters()]))
+    for _ in range(3):
+        step(X)
+    assert objective.inner.step == 3
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.gradients import along, gap, zero_with_gradient
 from ppl_vae.particles import Particles, Path
@@ -131,14 +131,20 @@ def around(outer: Facts, bound: Any) -> Facts:
 
 
 def advance(*parts: Any) -> None:
-    """Tell those parts of an objective that follow the step of an update.
+    """Tell those parts of an objective that follow the step of an update; a module may hold such parts unawares.
 
     Example:
-        >>> advance(pv.objectives.elbo)
+        >>> beta = pv.objectives.linear(0.0, 1.0, steps=2)
+        >>> warm_up = pv.objectives.Scheduled(pv.objectives.beta_elbo, beta=beta)
+        >>> advance(pv.objectives.elbo, torch.nn.ModuleList([warm_up]))
+        >>> warm_up.step
+        tensor(1)
     """
     for part in parts:
         if hasattr(part, "advance"):
             part.advance()
+        elif isinstance(part, nn.Module):
+            advance(*part.children())
 
 
 @dataclass(frozen=True)
