@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae import estimates as ours
 from ppl_vae.diagnostics import effective_sample_size, log_mean_error, pareto_khat
 from ppl_vae.divergences import closed_kl
 from ppl_vae.estimates import curve_sizes, estimates, pooled
@@ -134,6 +135,17 @@ def test_bounds_on_fewer_particles_leave_the_odd_ones_out():
     log_w = torch.randn(7, 2, dtype=DOUBLE)
     wanted = torch.stack([log_w[i : i + 3].exp().mean(0).log() for i in (0, 3)]).mean(0)
     torch.testing.assert_close(pooled(log_w, 3), wanted)
+
+
+@pytest.mark.parametrize(("at_a_time", "sizes"), [(14, [2, 2, 1]), (20, [2, 2, 1]), (3, [1] * 5), (99, [5])])
+def test_data_are_taken_some_at_a_time(at_a_time, sizes, monkeypatch):
+    log_w, keys = torch.randn(7, 5, dtype=DOUBLE), torch.arange(5)
+    wanted, whole, taken = estimates(log_w, keys, curve=True), ours._block, []
+    monkeypatch.setattr(ours, "AT_A_TIME", at_a_time)
+    monkeypatch.setattr(ours, "_block", lambda block, *rest: taken.append(block.shape[1]) or whole(block, *rest))
+    for name, column in estimates(log_w, keys, curve=True).items():
+        torch.testing.assert_close(column, wanted[name], equal_nan=True)
+    assert taken == sizes
 
 
 def test_the_rise_is_of_both_halves():
@@ -304,6 +316,12 @@ def test_divergences_of_correlated_normals_from_independent_ones(low_rank):
     p = dist.MultivariateNormal(loc + 1, torch.diag_embed(scale.square()))
     wanted = torch.distributions.kl_divergence(correlated, p)
     torch.testing.assert_close(closed_kl(q, dist.Normal(loc + 1, scale).to_event(1)), wanted)
+
+
+def test_divergences_of_values_that_one_of_two_enumerates():
+    p, q = torch.tensor([[0.2], [0.7], [0.4]]).double(), torch.tensor([0.1, 0.6]).double()
+    wanted = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+    torch.testing.assert_close(closed_kl(dist.Bernoulli(q), dist.Bernoulli(p)), wanted)
 
 
 def test_divergences_that_nobody_knows_are_none():
