@@ -50,8 +50,8 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     Above 0.7 the estimate and its error are not to be trusted at any practical K; below 0.5 the
     variance of the weights is finite. The generalised Pareto distribution is fitted to the
     ``min(K / 5, 3 sqrt(K))`` largest weights, over the largest weight below them. Infinite where
-    there are fewer than five such draws; minus infinity where all weights, or the largest, lie
-    within one per cent of one another, as under the exact posterior, since a tail of rounding errors says nothing.
+    there are fewer than five such draws; minus infinity where the largest weights lie within one
+    per cent of one another, as all do under the exact posterior: a tail of rounding errors says nothing.
 
     Args:
         log_w: log-weights ``(K, B)``.
@@ -71,8 +71,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
     tail = math.ceil(min(0.2 * draws, 3 * math.sqrt(draws)))
     if tail < 5:
         return log_w.new_full(log_w.shape[1:], math.inf)
-    top = log_w.amax(0)
-    largest = (log_w - top).topk(tail + 1, dim=0).values.flip(0)
+    largest = (log_w - log_w.amax(0)).topk(tail + 1, dim=0).values.flip(0)
     # As in the reference implementations: weights below the smallest float count as that float.
     cutoff = largest[0].clamp_min(math.log(torch.finfo(log_w.dtype).tiny)).exp()
     excess = largest[1:].exp() - cutoff
@@ -81,8 +80,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
         khat = _generalised_pareto_shape(excess)
     else:
         khat = torch.stack([_shape_of_tail(column[column > 0]) for column in excess.unbind(1)])
-    flat = (top - log_w.amin(0) < 0.01) | (largest[-1] - largest[0] < 0.01)
-    return torch.where(flat, -math.inf, khat)
+    return torch.where(largest[-1] - largest[0] < 0.01, -math.inf, khat)
 
 
 def _shape_of_tail(excess: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ppl_vae import objectives
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives.bounds import power_mean
 from ppl_vae.objectives.drawing import Hard, estimate_elbo
+from ppl_vae.objectives.nvil import _mean_and_variance
 from ppl_vae.particles import Path
 
 DOUBLE = torch.float64
@@ -187,6 +188,12 @@ def test_muprop_is_taught_nothing_by_impossible_draws():
     (something,) = torch.autograd.grad(surrogate[1], guide.logits)
     assert torch.equal(nothing, torch.zeros_like(nothing))
     assert something.abs().min() > 0
+
+
+def test_nvils_averages_leave_impossible_draws_out():
+    log_w = torch.tensor([[1.0, -inf, 4.0], [-inf, -inf, 1.0]], dtype=DOUBLE)
+    mean, variance = _mean_and_variance(log_w, log_w)
+    assert (mean.item(), variance.item()) == (2.0, 2.0)
 
 
 def test_arm_weighs_a_difference_by_its_noise_around_a_half():

@@ -182,7 +182,7 @@ def test_replicates_are_bootstraps_of_groups(particles):
 
 @pytest.mark.parametrize("particles", [3, 250])
 def test_resampled_particles_are_systematic(particles):
-    log_w, keys = torch.randn(particles, 2, dtype=DOUBLE), torch.tensor([11, -12])
+    log_w, keys = torch.randn(particles, 6, dtype=DOUBLE), torch.arange(-3, 3)
     found, n = estimates(log_w, keys, curve=False)["resampled"], min(particles, 100)
     for column, key in enumerate(keys.tolist()):
         start = (finaliser(key) >> 11) * 2.0**-53
