@@ -56,7 +56,7 @@ TARGETS = [*(f"ppl_vae/objectives/{name}.py" for name in OBJECTIVES), *(f"ppl_va
 # Those against closed forms come first: they kill most.
 FILES = [
     *("details_of_objectives", "details_of_weights", "details_of_schedules", "details_of_relaxations"),
-    *("details_of_particles", "details_of_programs"),
+    *("details_of_estimators", "details_of_evaluation", "details_of_particles", "details_of_programs"),
     *("formulas", "exact", "enumeration", "estimators", "relaxations", "noise", "noise_transforms", "objectives"),
     *("evaluate", "evaluating", "pyro_objectives", "objective_state", "extremes", "chunking"),
 ]
@@ -234,9 +234,9 @@ def choose(path: str, line: int, reached: dict[str, Any], function: range) -> li
 
 
 def around(path: str, line: int) -> range:
-    """Return the lines of the innermost function that holds a line."""
+    """Return the lines of the innermost function that holds a line, or what a decorator there is of."""
     leaf = get_ast((ROOT / path).read_text()).get_leaf_for_position((line, 200), include_prefixes=True)
-    while leaf is not None and leaf.type != "funcdef":
+    while leaf is not None and leaf.type not in ("funcdef", "decorated"):
         leaf = leaf.parent
     return range(line, line + 1) if leaf is None else range(leaf.start_pos[0], leaf.end_pos[0] + 1)
 

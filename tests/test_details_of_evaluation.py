@@ -11,11 +11,13 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import importance
+from ppl_vae.evaluation import standard_error
 from ppl_vae.guides.normal import Normal
 from ppl_vae.importance import Weights, can_be_keyed, probe
 from ppl_vae.models.linear_gaussian import LinearGaussian
 from ppl_vae.noise import Keyed, datum_keys
 from ppl_vae.programs import Programs
+from ppl_vae.recording import read_record
 
 SIZES = {"x_dim": 6, "z_dim": 2}
 
@@ -40,6 +42,39 @@ def test_what_evaluate_does_if_not_told():
     drawn = {"particles": 5000, "seed": 0, "batch_size": 100, "chunk": 50}
     said = {"curve": False, "out": None, "subject": None, "progress": None, "compile": "auto"}
     assert told == drawn | said
+
+
+def test_what_is_said_and_kept_of_an_evaluation(tmp_path):
+    (model, guide), x = pair(), data()
+    found = pv.evaluate(model, guide, x, particles=2, subject="mine", out=tmp_path / "e.pt")
+    assert found.subject == "mine"
+    assert pv.evaluate(model, guide, x, particles=2).subject == "LinearGaussian (guide Normal)"
+    assert found.curve == {}
+    assert not found.log_px.requires_grad
+    settings = read_record(tmp_path / "e.pt")["settings"]
+    assert settings["probe"] == probe(model, guide, (x,))
+    assert settings["first"] == int(datum_keys((x,))[0])
+    assert inspect.signature(found.to_arviz).parameters["rows"].default == 100
+
+
+def test_data_of_unknown_number(monkeypatch):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(data())
+
+    (model, guide), totals = pair(), []
+    shown = pv.evaluating.progress_bar
+    monkeypatch.setattr(
+        pv.evaluating, "progress_bar", lambda name, total, show: totals.append(total) or shown(name, total, show)
+    )
+    found = pv.evaluate(model, guide, torch.utils.data.DataLoader(Stream(), batch_size=2), particles=3)
+    torch.testing.assert_close(found.log_px, pv.evaluate(model, guide, data(), particles=3).log_px)
+    assert totals == [None, 1]
+
+
+def test_two_data_have_a_standard_error():
+    assert standard_error(torch.tensor([1.0, 3.0])) == pytest.approx(1.0)
+    assert math.isnan(standard_error(torch.tensor([1.0])))
 
 
 def test_draws_without_keys_of_their_own_follow_the_first_key_and_the_place():
@@ -162,9 +197,9 @@ def test_densities_of_the_model_that_are_no_numbers_are_named(bad):
                 pyro.factor("odd", torch.where(x[:, 0] > 1, bad, 0.0).expand(z.shape[:-1]))
                 pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
-    x = torch.tensor([[0.0], [0.5], [2.0]])
+    x = torch.tensor([[0.0], [0.5], [2.0], [2.0]])
     with pytest.raises(FloatingPointError, match="site 'odd': log density is NaN or infinite for datum 6"):
-        weights(Broken(), OfOne(), particles=4, chunk=2)((x,), torch.tensor([1, 2, 3]), start=4)
+        weights(Broken(), OfOne(), particles=4, chunk=2)((x,), torch.tensor([1, 2, 3, 4]), start=4)
 
 
 class Sites(nn.Module):
@@ -183,6 +218,9 @@ class Sites(nn.Module):
                 pyro.sample("u", dist.Normal(z[..., 0], 1.0), obs=x[:, 1])
             elif self.kind == "bits":
                 pyro.sample("x", dist.Bernoulli(logits=z.expand(*z.shape[:-1], 3)).to_event(1), obs=x)
+            elif self.kind == "handler":
+                with pyro.poutine.mask(mask=torch.ones(len(x), dtype=torch.bool)):
+                    pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 3), 1.0).to_event(1), obs=x)
             elif self.kind == "factor":
                 pyro.factor("f", 0.0 * z[..., 0])
                 pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 3), 1.0).to_event(1), obs=x)
@@ -193,7 +231,13 @@ class Sites(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "columns", "dims", "mass"),
-    [("bits", 3, 3, True), ("factor", 3, 3, False), ("two", 2, None, False), ("masked", 3, None, False)],
+    [
+        ("bits", 3, 3, True),
+        ("factor", 3, 3, False),
+        ("two", 2, None, False),
+        ("masked", 3, None, False),
+        ("handler", 3, None, False),
+    ],
 )
 def test_numbers_in_a_datum(kind, columns, dims, mass):
     x = torch.ones(4, columns)

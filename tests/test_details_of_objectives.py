@@ -19,8 +19,7 @@ import ppl_vae as pv
 from ppl_vae import objectives
 from ppl_vae.estimation import estimate
 from ppl_vae.objectives.bounds import power_mean
-from ppl_vae.objectives.drawing import Hard, estimate_elbo
-from ppl_vae.objectives.nvil import _mean_and_variance
+from ppl_vae.objectives.drawing import estimate_elbo
 from ppl_vae.particles import Path
 
 DOUBLE = torch.float64
@@ -113,101 +112,6 @@ def test_inside_a_log_weight_given_draws_teach_the_guide_nothing():
     found = estimate_elbo(Bits(), guide, X, 3, lambda drawn, record, earned: torch.zeros_like(earned))
     (slope,) = torch.autograd.grad(found.surrogate.sum(), guide.logits, materialize_grads=True)
     torch.testing.assert_close(slope, torch.zeros_like(slope))
-
-
-def log_weight(model, guide, z):
-    """log p(x, z) - log q(z | x) of the bits, extended to what lies between them."""
-
-    def bernoulli(logits, value):
-        return value * logits - nn.functional.softplus(logits)
-
-    joint = bernoulli(model.prior, z).sum(-1) + bernoulli(z @ model.weight, X)
-    return joint - bernoulli(guide.logits + X.unsqueeze(-1), z).sum(-1)
-
-
-def test_muprop_expands_the_log_weight_around_the_means():
-    """Draw by draw: (f(z) - f(m) - f'(m) (z - m)) grad log q(z) + f'(m) grad m."""
-    model, guide = Bits(), BitsGuide()
-    (found,) = torch.autograd.grad(estimated("MuProp", (model, guide), 3).surrogate.sum(), guide.logits)
-    torch.manual_seed(0)
-    z = pv.weigh(model, guide, X, 3, linear=True, draw=Hard()).values["z"]
-    m = (guide.logits + X.unsqueeze(-1)).sigmoid().detach().expand_as(z).clone().requires_grad_()
-    (slope,) = torch.autograd.grad(log_weight(model, guide, m).sum(), m)
-    linear = (slope * (z - m)).sum(-1)
-    signal = log_weight(model, guide, z) - log_weight(model, guide, m) - linear
-    wanted = signal.unsqueeze(-1) * (z - m) + slope * m * (1 - m)  # the score of a logit is z - m
-    torch.testing.assert_close(found, wanted.detach().mean(0).sum(0))
-
-
-def test_nvils_signal_is_all_that_multiplies_a_score():
-    """Draw by draw: ((log w - c) / s - C(x)) grad log q."""
-    model, guide = Bits(), BitsGuide()
-    nvil = objectives.NVIL(x_dim=1).double().eval()
-    nvil.mean.fill_(-0.7)
-    nvil.variance.fill_(6.25)
-    torch.manual_seed(0)
-    (found,) = torch.autograd.grad(estimate(nvil, model, guide, X, 3).surrogate.sum(), guide.logits)
-    torch.manual_seed(0)
-    z = pv.weigh(model, guide, X, 3).values["z"]
-    signal = (log_weight(model, guide, z) + 0.7) / 2.5 - nvil.baseline(X).squeeze(-1)
-    score = z - (guide.logits + X.unsqueeze(-1)).sigmoid()
-    torch.testing.assert_close(found, (signal.unsqueeze(-1) * score).detach().mean(0).sum(0))
-
-
-@pytest.mark.parametrize("variance", [0.25, 6.25])
-def test_nvils_baseline_learns_to_predict_the_signal(variance):
-    """It goes down the squares of what it leaves: (log w - c) / s - C(x), with s no less than one."""
-    model, guide = Bits(), BitsGuide()
-    nvil = objectives.NVIL(x_dim=1).double()
-    nvil.mean.fill_(-0.7)
-    nvil.variance.fill_(variance)
-    nvil.started.fill_(True)
-    x = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=DOUBLE)
-    held = [*nvil.baseline.parameters()]
-    torch.manual_seed(0)
-    found = torch.autograd.grad(estimate(nvil, model, guide, x, 3).surrogate.sum(), held)
-    torch.manual_seed(0)
-    log_w = pv.weigh(model, guide, x, 3).log_w.detach()
-    left = (log_w + 0.7) / max(1.0, variance**0.5) - nvil.baseline(x).squeeze(-1)
-    wanted = torch.autograd.grad(-left.square().mean(0).sum(), held)
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_muprop_is_taught_nothing_by_impossible_draws():
-    class Cut(Bits):
-        def forward(self, x):
-            with pyro.plate("data", x.shape[0], dim=-1):
-                z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
-                pyro.factor("cut", torch.where(x > 0.5, -inf, 0.0).expand(z.shape[:-1]))
-
-    model, guide, x = Cut(), BitsGuide(), torch.tensor([1.0, 0.0], dtype=DOUBLE)
-    surrogate = estimate(objectives.MuProp(), model, guide, x, 3).surrogate
-    (nothing,) = torch.autograd.grad(surrogate[0], guide.logits, retain_graph=True)
-    (something,) = torch.autograd.grad(surrogate[1], guide.logits)
-    assert torch.equal(nothing, torch.zeros_like(nothing))
-    assert something.abs().min() > 0
-
-
-def test_nvils_averages_leave_impossible_draws_out():
-    log_w = torch.tensor([[1.0, -inf, 4.0], [-inf, -inf, 1.0]], dtype=DOUBLE)
-    mean, variance = _mean_and_variance(log_w, log_w)
-    assert (mean.item(), variance.item()) == (2.0, 2.0)
-
-
-def test_arm_weighs_a_difference_by_its_noise_around_a_half():
-    u, logits = torch.tensor([0.1, 0.9], dtype=DOUBLE), torch.tensor([-2.0, 0.5], dtype=DOUBLE)
-    one, other = torch.tensor([0.0, 1.0], dtype=DOUBLE), torch.tensor([1.0, 1.0], dtype=DOUBLE)
-    torch.testing.assert_close(objectives.ARM.coefficient(u, logits, one, other), torch.tensor([-0.4, 0.4]).double())
-    wanted = torch.tensor([-0.5 / (1 + torch.tensor(-2.0).double().exp()), 0.0]).double()
-    torch.testing.assert_close(objectives.DisARM.coefficient(u, logits, one, other), wanted)
-
-
-def test_nvil_learns_from_a_batch_of_one():
-    nvil = objectives.NVIL(x_dim=1, decay=0.0).double()
-    value, _ = estimate(nvil, Bits(), BitsGuide(), X[:1], 1)
-    torch.testing.assert_close(nvil.mean, value.squeeze())
 
 
 @pytest.mark.parametrize("bound", [objectives.elbo, objectives.iwae, objectives.cubo, objectives.EUBO(BitsGuide())])
