@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import Counter
 
 import pyro
 import pyro.distributions as dist
@@ -260,6 +261,43 @@ def test_numbers_of_a_report():
         *("subject", "n", "particles", "seed", "log_px", "elbo", "debiased", "rate", "distortion", "ess", "rise"),
         *("se", "mc_se", "bits_per_dim", "khat_above_0.7", "ess_below_10", "curve", "warnings"),
     }
+
+
+def test_data_of_each_process_keep_their_numbers(monkeypatch):
+    """Messages count from the first datum of all: what was met, what was done before, what others have."""
+    starts, x = [], data(6)
+
+    class Met:
+        met, times, settings, note = 10, Counter(), {"seed": 0}, None
+
+        def meet(self, keys):
+            return 2
+
+        def add(self, keys, columns):
+            assert torch.equal(keys, datum_keys((x,))[2:])
+
+    class Second:
+        rank = 1
+
+        def part(self, batch):
+            return tuple(part[2:] for part in batch)
+
+        def gathered(self, column):
+            return column
+
+    (model, guide), whole = pair(), pv.evaluating._columns
+    monkeypatch.setattr(
+        pv.evaluating, "_columns", lambda w, batch, start, *rest: starts.append(start) or whole(w, batch, start, *rest)
+    )
+    held = weights(model, guide, particles=3, chunk=3)
+    for together in (Second(), None):
+        pv.evaluating._take(Met(), held, (x,), False, together, Quiet())
+    assert starts == [14, 12]
+
+
+class Quiet:
+    def advance(self, note=None, by=1):
+        pass
 
 
 def test_shares_of_bars(monkeypatch, tmp_path):
