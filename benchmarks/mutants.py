@@ -56,8 +56,8 @@ TARGETS = [*(f"ppl_vae/objectives/{name}.py" for name in OBJECTIVES), *(f"ppl_va
 # Those against closed forms come first: they kill most.
 FILES = [
     *("details_of_objectives", "details_of_weights", "details_of_schedules", "details_of_relaxations"),
-    *("details_of_estimators", "details_of_evaluation", "details_of_noise", "details_of_particles"),
-    "details_of_programs",
+    *("details_of_estimators", "details_of_evaluation", "details_of_importance", "details_of_noise"),
+    *("details_of_particles", "details_of_programs"),
     *("formulas", "exact", "enumeration", "estimators", "relaxations", "noise", "noise_transforms", "objectives"),
     *("evaluate", "evaluating", "pyro_objectives", "objective_state", "extremes", "chunking"),
 ]

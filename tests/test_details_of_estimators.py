@@ -18,6 +18,7 @@ from ppl_vae.objectives.nvil import _mean_and_variance
 from ppl_vae.objectives.paths import miwae_signal
 from ppl_vae.objectives.vocabulary import around, check_slopes, facts
 from ppl_vae.objectives.weighted import normalised
+from ppl_vae.particles import Path
 
 DOUBLE = torch.float64
 X = torch.ones(5, dtype=DOUBLE)
@@ -106,10 +107,39 @@ def test_impossible_draws_teach_nothing(name):
     assert something.abs().min() > 0
 
 
+class OneAtMost(Bits):
+    """A model under which two bits at once cannot be."""
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
+            pyro.factor("cut", torch.where(z.sum(-1) > 1.99, -inf, 0.0))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_draw_that_is_impossible_where_its_relaxation_is_not_teaches_nothing(name):
+    guide = BitsGuide()
+    value, surrogate = estimate(MADE[name]().double(), OneAtMost(), guide, torch.ones(40, dtype=DOUBLE), 1)
+    impossible = value.isneginf()
+    assert 0 < impossible.sum() < 40
+    (slope,) = torch.autograd.grad(surrogate[impossible].sum(), guide.logits)
+    assert torch.equal(slope, torch.zeros_like(slope))
+
+
+def test_nvil_reads_whole_numbers_of_the_first_tensor():
+    nvil, x = objectives.NVIL(x_dim=3).double(), torch.tensor([[1, 0, 2], [3, 1, 1]])
+    torch.testing.assert_close(nvil.baseline(x), nvil.baseline(x.double()))
+    with pytest.raises(ValueError, match="x_dim"):
+        nvil.baseline(x[:, :2])
+    assert not any("like" in name for name in nvil.state_dict())
+
+
 def test_nvils_averages_leave_impossible_draws_out():
     log_w = torch.tensor([[1.0, -inf, 4.0], [-inf, -inf, 1.0]], dtype=DOUBLE)
     mean, variance = _mean_and_variance(log_w, log_w)
     assert (mean.item(), variance.item()) == (2.0, 2.0)
+    assert [moment.item() for moment in _mean_and_variance(log_w - inf, log_w)] == [0.0, 0.0]
 
 
 def test_arm_weighs_a_difference_by_its_noise_around_a_half():
@@ -253,3 +283,11 @@ def test_results_are_not_written_to(thing):
 def test_schedules_are_of_functions_with_options(bound):
     with pytest.raises(TypeError, match="bound: expected a function of Particles with options"):
         objectives.Scheduled(bound, beta=objectives.linear(0.0, 1.0, 5))
+
+
+def test_results_without_much():
+    assert (pv.Particles({}, {}).scale, pv.Particles({}, {}).path) == (1.0, Path.TOTAL)
+    found = pv.Evaluation(*[torch.zeros(3)] * 5, particles=1, seed=0)
+    assert [getattr(found, name).shape for name in ("keys", "resampled", "replicates")] == [(0,), (0, 0), (0, 0)]
+    assert found == found
+    assert found != pv.Evaluation(*[torch.zeros(3)] * 5, particles=1, seed=0)
