@@ -373,3 +373,19 @@ def test_an_optimizer_is_made_already_where_a_step_takes_it():
         TypeError, match=r"optimizer: expected a torch optimizer over the parameters of both, found <cla"
     ):
         pv.svi_step(model, guide, optimizer=torch.optim.Adam)
+
+
+def test_dimensions_that_are_not_fixed_are_not_divided_by():
+    class Twice(nn.Module):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                for name in ("x", "y"):
+                    pyro.sample(name, dist.Normal(z, 1.0), obs=x)
+
+    evaluation = pv.evaluate(Twice(), NumbersGuide(), torch.zeros(4), particles=5)
+    for levels in (None, 256):
+        with pytest.raises(
+            ValueError, match=r"bits_per_dim: the data have no fixed number of dimensions \(masked, or sev"
+        ):
+            evaluation.bits_per_dim(levels=levels)
