@@ -389,3 +389,68 @@ def test_dimensions_that_are_not_fixed_are_not_divided_by():
             ValueError, match=r"bits_per_dim: the data have no fixed number of dimensions \(masked, or sev"
         ):
             evaluation.bits_per_dim(levels=levels)
+
+
+class EnumeratedBetween(nn.Module):
+    """A guide: z, then a coin that it enumerates, then w that follows both."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(self.a[0] * x, 1.0))
+            c = pyro.sample("c", dist.Categorical(logits=self.a), infer={"enumerate": "parallel"})
+            pyro.sample("w", dist.Normal(z * self.a[1] + c.float(), 1.0))
+
+
+class ThreeLatents(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            c = pyro.sample("c", dist.Categorical(logits=self.b))
+            w = pyro.sample("w", dist.Normal(c.float(), 1.0))
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("objective", [pv.objectives.stl, pv.objectives.dreg])
+def test_gradients_are_not_stopped_draw_by_draw_around_what_is_enumerated(objective):
+    model, guide = ThreeLatents(), EnumeratedBetween()
+    before = tensors(guide)
+    with pytest.raises(pv.ContractError, match=r"site 'w' has a density for each value of an enumerated site.*on elbo"):
+        pv.fit(model, guide, torch.ones(4), objective=objective, particles=3, epochs=1)
+    assert_same(guide, before)
+
+
+class Holds(nn.Module):
+    """A model that holds a guide's network, and reads no parameter."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class Network(Holds):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Normal(self.network(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+
+def test_a_model_that_only_holds_the_guides_network_has_no_m_step():
+    network = nn.Linear(1, 1)
+    before = tensors(network)
+    with pytest.raises(
+        ValueError, match=r"model: it has no trainable parameters of its own, so that there is no M-step"
+    ):
+        pv.variational_em(Holds(network), Network(network), torch.ones(4), epochs=1)
+    assert_same(network, before)
