@@ -454,3 +454,17 @@ def test_a_model_that_only_holds_the_guides_network_has_no_m_step():
     ):
         pv.variational_em(Holds(network), Network(network), torch.ones(4), epochs=1)
     assert_same(network, before)
+
+
+def test_a_program_that_raises_once_is_heard_when_data_are_reconstructed():
+    class Once(Numbers):
+        runs = 0
+
+        def forward(self, x):
+            self.runs += 1
+            super().forward(x)
+            if self.runs == 1:
+                raise RuntimeError("once alone")
+
+    with pytest.raises(RuntimeError, match="once alone"):
+        pv.reconstruct(Once(), NumbersGuide(), torch.zeros(8))

@@ -3,6 +3,7 @@
 import copy
 import errno
 import os
+import random
 
 import numpy as np
 import pyro
@@ -276,3 +277,31 @@ def test_more_rows_than_there_are_are_all_of_them():
     evaluation = pv.evaluate(VAE(**SIZES), Normal(**SIZES), data(12), particles=5, batch_size=4)
     observed = evaluation.to_arviz(rows=1000)["observed_data"]["x"]
     np.testing.assert_array_equal(observed, data(12))
+
+
+class Shaken(VAE):
+    """It draws from a generator of its own that torch does not know."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.own = random.Random(0)
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decoder(z * (1 + 0.1 * self.own.random())), obs=x)
+
+
+def test_a_persons_own_generator_draws_on_as_if_no_capture_had_been_tried():
+    eager, captured = steps(Shaken)
+    with pytest.warns(UserWarning, match="a random number of Python or NumPy is drawn in every run"):
+        assert_steps_agree(eager, captured, [data()] * 3)
+    assert captured.ascent.count == 0
+    assert captured.model.own.getstate() == eager.model.own.getstate()
+
+
+def test_compiling_pyros_objectives_is_said_to_do_nothing():
+    model, guide = Bits(), BitsGuide()
+    optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.0)
+    with pytest.warns(UserWarning, match="compile: steps on TraceGraph_ELBO run eagerly, since Pyro reads its loss"):
+        pv.svi_step(model, guide, TraceGraph_ELBO(), optimizer=optimizer, compile=True)
