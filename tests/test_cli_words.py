@@ -9,7 +9,7 @@ import torch
 from commands import FAST, run
 
 import ppl_vae as pv
-from ppl_vae import cli_shared, jobs, pictures, runs
+from ppl_vae import cli_shared, jobs, latent_plots, pictures, runs
 from ppl_vae.guides.normal import Normal
 from ppl_vae.interrupting import Interrupts
 from ppl_vae.jobs import versions
@@ -110,3 +110,15 @@ def test_a_second_signal_is_obeyed_at_once(number, error):
     assert heard.came == signal.SIGINT
     with pytest.raises(error):
         heard.hear(number, None)
+
+
+def test_a_way_of_an_even_number_of_steps_has_no_middle():
+    given = torch.rand(2, 64), torch.rand(2, 4, 64), torch.rand(2, 64)
+    figure = latent_plots.interpolation(*given, (8, 8))
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["data", "0", "", "", "1", "data"]
+
+
+def test_a_figure_is_a_number_where_one_is_wanted():
+    sizes = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}
+    surgery = pv.elbo_surgery(VAE(**sizes), Normal(**sizes), torch.ones(20, 6))
+    assert float(surgery.reconstruction) == surgery.reconstruction.mean
