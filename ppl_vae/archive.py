@@ -303,6 +303,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync folders say so
-            raise
+            raise OSError(
+                error.errno, f"written, but not sure to outlast a power cut ({error.strerror})", str(folder)
+            ) from error
     finally:
         os.close(descriptor)

@@ -187,7 +187,7 @@ class Streamed(Source):
         self.dataset = dataset
         self.rows = len(dataset)
         if not self.rows:
-            raise ValueError("data: the Dataset is empty")
+            raise ValueError("data: the Dataset is empty (no rows); check the split or the filter that made it")
 
     def __iter__(self) -> Iterator[Batch]:
         return map(as_batch, self._loader())

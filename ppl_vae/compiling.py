@@ -213,8 +213,6 @@ class Compiled:
         on_gpu = batch[0].device.type == "cuda"
         with _casts_made_anew(batch[0].device.type):
             graph = capture(self.function, self.programs, batch, not on_gpu, self._watch)
-            if not graph.serves(batch[0].shape[0]):
-                graph = capture(self.function, self.programs, batch, False, self._watch)
         lower(graph)
         if on_gpu:
             graph.run = Replayed(graph.run, graph.fixed, record)

@@ -183,10 +183,9 @@ class Ascent:
         weights = self.factorised.expected.weights[site]
         x = self.factorised.batch[0]
         given = starts.responsibilities(self.start, x, weights.shape[dim], seed)
-        if given is not None:
-            self.factorised.expected.weigh_discrete(site, given.mT.to(weights).reshape(weights.shape))
-            self.factorised.update_continuous()
-            self.factorised.update_global()
+        self.factorised.expected.weigh_discrete(site, given.mT.to(weights).reshape(weights.shape))
+        self.factorised.update_continuous()
+        self.factorised.update_global()
 
     def update(self) -> Mapping[str, float]:
         """Bring each global factor to its optimum, then each local one."""

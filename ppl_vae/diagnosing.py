@@ -115,7 +115,7 @@ def explain_replay(
     bad = {name: ~value.detach().isfinite() for name, value in values.items() if not value.isfinite().all()}
     slopes = [name for name, g in zip(trained, gradients, strict=False) if g is not None and not _is_finite(g)]
     if not bad and not slopes:
-        return NOTHING_FOUND
+        return _of_squares({n: g for n, g in zip(trained, gradients, strict=False) if g is not None})
     data = set(bad["the objective"].nonzero().flatten().tolist()) if "the objective" in bad else set()
     if fault := looking.first(data):
         return in_words(fault, rows)
@@ -134,8 +134,24 @@ def _named(programs: Programs, trained: Sequence[Tensor] | None) -> dict[str, Te
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    numbers = tensor.coalesce().values() if tensor.is_sparse else tensor
-    return bool(numbers.isfinite().all())
+    return bool(_numbers(tensor).isfinite().all())
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
+def _of_squares(gradients: Mapping[str, Tensor]) -> str:
+    """Say which finite gradient is too large for what optimizers and clipping compute of it."""
+    if all(bool(_numbers(gradient).square().sum().isfinite()) for gradient in gradients.values()):
+        return NOTHING_FOUND
+    largest = {name: _numbers(gradient).abs().max() for name, gradient in gradients.items()}
+    name = max(largest, key=lambda name: float(largest[name]))
+    return (
+        f"the gradient of {name} has numbers as large as {largest[name]:.1e}, finite, but not their squares, of which "
+        f"clip_norm and optimizers such as Adam make use in {largest[name].dtype}; make what is so steep flatter (a "
+        "floor under scales, a weaker prior), or compute in float64"
+    )
 
 
 def _of_data(model: Program | None, batch: Batch, rows: Tensor | None) -> str:

@@ -163,10 +163,8 @@ class ExactEM:
             _, self.points = structure_of(self.model, self.batch)
         if self.start is not starts.as_they_are:
             (components,) = self.structure.discrete.values()
-            given = starts.responsibilities(self.start, self.batch[0], components, seed)
-            if given is not None:
-                self._take(given)
-                self.maximise(FIRST_STEPS)
+            self._take(starts.responsibilities(self.start, self.batch[0], components, seed))
+            self.maximise(FIRST_STEPS)
         self.expect()
         return self.values()
 

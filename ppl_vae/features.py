@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_vae import nets
+from ppl_vae.arguments import whole
 from ppl_vae.batches import Source, source
 from ppl_vae.data.splits import Splits
 from ppl_vae.programs import Programs, forked_random_state, undisturbed
@@ -86,8 +87,7 @@ def train_features(
         (True, torch.Size([5, 32]))
     """
     for name, value in (("epochs", UPDATES if epochs is None else epochs), ("dims", dims)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, found {value!r}")
+        whole(name, value)
     labels = _labels(data)
     batches = source((data.train, labels["train"]), BATCH_SIZE, data.info.transform)
     epochs = epochs or -(-UPDATES // batches.batches)

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import whole
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.estimation import estimate
 from ppl_vae.indexing import alike
@@ -135,8 +136,7 @@ def gradient_statistics(
         (True, True)
     """
     check_options(objective, particles, False)
-    if not isinstance(draws, int) or draws < 4:
-        raise ValueError(f"draws: expected a whole number of at least 4, found {draws!r}")
+    whole("draws", draws, least=4)
     model, guide = alike(model, guide)
     programs, parameters, batch = _prepared(model, guide, x, objective)
     layout = _Layout(parameters, groups or _role)

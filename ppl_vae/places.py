@@ -67,21 +67,32 @@ def prior_means(model: Program, like: Any) -> dict[str, Tensor]:
 
 
 def _centres(program: Program, programs: Programs, batch: Any) -> dict[str, Tensor]:
-    with undisturbed(programs, training=False), own_parameters(), torch.no_grad(), Drawing(_centre):
+    without: dict[str, Any] = {}
+
+    def centre(name: str, fn: Any) -> Tensor:
+        found = _centre(fn)
+        if found is None:  # said after the run, as Pyro would write its own words behind
+            without.setdefault(name, fn)
+        return fn.sample() if found is None else found
+
+    with undisturbed(programs, training=False), own_parameters(), torch.no_grad(), Drawing(centre):
         trace = poutine.trace(program).get_trace(*programs.on_device(batch))
+    for name, fn in without.items():
+        raise ValueError(
+            f"site '{name}': its distribution ({contract.kind(fn)}) knows neither its mean nor its mode; pass values "
+            "of your own instead"
+        )
     return {name: site["value"] for name, site in contract.latents(trace).items()}
 
 
-def _centre(name: str, fn: Any) -> Tensor:
+def _centre(fn: Any) -> Tensor | None:
     mean = mean_of(fn)
     if mean is not None:
         return mean
     try:
         return fn.mode
     except NotImplementedError:
-        raise ValueError(
-            f"site '{name}': a {contract.kind(fn)} knows neither its mean nor its mode; pass values of your own instead"
-        ) from None
+        return None
 
 
 def most_active(guide: Program, x: Any, n: int = 10, site: str | None = None) -> list[int]:

@@ -176,18 +176,19 @@ class PyroStep(SVIStep):
 
     @contextmanager
     def _averages_in_store(self) -> Iterator[None]:
-        """Lend Pyro the running averages of this step, whose names would meet those of another model."""
+        """Lend Pyro the running averages of this step, whose names may be those of another model's in the store."""
         store = pyro.get_param_store()
-        for name in [name for name in store if name.startswith(AVERAGES)]:
-            del store[name]
+        others = _taken_out(store)
         for name, average in self._averages.items():
             store[name] = average
-        yield
-        names = [name for name in store if name.startswith(AVERAGES)]
-        # Copies, as the next batch, which may be refused, adds to them in place.
-        self._averages = {name: store[name].detach().clone() for name in names}
-        for name in names:
-            del store[name]
+        try:
+            yield
+            # Copies, as the next batch, which may be refused, adds to them in place.
+            self._averages = {name: store[name].detach().clone() for name in store if name.startswith(AVERAGES)}
+        finally:
+            _taken_out(store)
+            for name, average in others.items():
+                store[name] = average
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -199,6 +200,14 @@ class PyroStep(SVIStep):
     def _names(self, tensors: Iterable[Tensor]) -> str:
         names = {id(p): name for name, p in self.programs.parameters().items()}
         return ", ".join(names.get(id(p), f"of shape {tuple(p.shape)}, of neither program") for p in tensors)
+
+
+def _taken_out(store: Any) -> dict[str, Tensor]:
+    """Take the running averages out of Pyro's store, and return them."""
+    found = {name: store[name].detach() for name in store if name.startswith(AVERAGES)}
+    for name in found:
+        del store[name]
+    return found
 
 
 class _DataSize(Messenger):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import whole
 from ppl_vae.features import Features, train_features
 from ppl_vae.programs import Programs, undisturbed
 from ppl_vae.progress import progress_bar
@@ -93,8 +94,7 @@ def precision_recall(samples: Tensor, data: Tensor, k: int = 3) -> PrecisionReca
         >>> found.precision.value > 0.95, found.recall.value < 0.7
         (True, True)
     """
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: expected a whole number of at least 1, found {k!r}")
+    whole("k", k)
     x, y = two_sets(samples, data, at_least=k + 1)
     return PrecisionRecall(_share(_covered(x, y, k)), _share(_covered(y, x, k)))
 

@@ -310,8 +310,7 @@ def _drawings(evaluation: Evaluation) -> dict[str, "Figure"]:
     from ppl_vae import datum_plots, evaluation_plots
 
     drawings = {"khat": evaluation_plots.khat_plot(evaluation)}
-    if evaluation.log_px.isfinite().any():
-        drawings["log_px"] = evaluation_plots.log_px_histogram(evaluation)
+    drawings["log_px"] = evaluation_plots.log_px_histogram(evaluation)
     if evaluation.curve:
         drawings["bound_curve"] = evaluation_plots.bound_curve(evaluation)
     if evaluation.rate.isfinite().any():

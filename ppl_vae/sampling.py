@@ -9,6 +9,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_vae import contract
+from ppl_vae.arguments import whole
 from ppl_vae.batches import Batch, as_batch
 from ppl_vae.checking import check_dtype, paired_structure
 from ppl_vae.contract import ContractError
@@ -113,8 +114,7 @@ def _joint(model: Program, like: Any, n: int, shape: tuple[int, ...] | None, see
 def _placeholder(like: Any, n: int, shape: tuple[int, ...] | None, programs: Programs) -> Batch:
     if (like is None) == (shape is None):
         raise ValueError("like, shape: give exactly one of them")
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n: expected a whole number of at least 1, found {n!r}")
+    whole("n", n)
     if shape is not None:
         shape = (shape,) if isinstance(shape, int) else shape
         dtypes = [p.dtype for p in programs.parameters().values()]
@@ -164,8 +164,7 @@ def reconstruct(model: Program, guide: Program, x: Any, particles: int = 1, seed
     programs = Programs(model, guide)
     batch = programs.on_device(as_batch(x))
     check_dtype(programs, batch)
-    if not isinstance(particles, int) or particles < 1:
-        raise ValueError(f"particles: expected a whole number of at least 1, found {particles!r}")
+    whole("particles", particles)
     with undisturbed(programs, seed, training=False), own_parameters(), torch.no_grad():
         try:
             model_trace, guide_trace = paired_traces(model, guide, batch, particles)

@@ -127,8 +127,8 @@ def check_for_step(start: Any, verb: str) -> None:
         )
 
 
-def responsibilities(start: Any, x: Tensor, components: int, seed: int) -> Tensor | None:
-    """Return the responsibilities that a start gives, or None where parameters are the start as they are.
+def responsibilities(start: Any, x: Tensor, components: int, seed: int) -> Tensor:
+    """Return the responsibilities that a start gives.
 
     Args:
         start: responsibilities ``(N, C)``, or a function of this module, or one like them.
@@ -145,8 +145,6 @@ def responsibilities(start: Any, x: Tensor, components: int, seed: int) -> Tenso
         torch.Size([4, 3])
     """
     found = start(x, components, seed) if callable(start) else start
-    if found is None and callable(start):
-        return None
     if not isinstance(found, Tensor):
         raise TypeError(
             f"start: expected responsibilities (N, C), or a function to them such as pv.starts.kmeans, found {found!r}"

@@ -85,12 +85,23 @@ def check_supports(model_trace: Any, guide_trace: Any) -> None:
     for name, p, q in shared_latents(model_trace, guide_trace):
         if isinstance(innermost(q), dist.Delta) and _supports(p, q.sample()):
             continue  # made of noise, and said by nobody how far it reaches
-        same = _range(p.support) == _range(q.support)
+        same = _range(_stated(name, p)) == _range(_stated(name, q))
         if not (same and _supports(p, q.sample()) and _supports(q, p.sample())):
             raise ContractError(
                 f"site '{name}' has support {p.support} in the model ({kind(p)}) and {q.support} in the guide "
                 f"({kind(q)}); choose a guide distribution with the model's support"
             )
+
+
+def _stated(name: str, fn: Any) -> Any:
+    """Return the support of a distribution, which a person's own may have forgotten."""
+    try:
+        return fn.support
+    except NotImplementedError as error:
+        raise ContractError(
+            f"site '{name}': its distribution ({kind(fn)}) does not state its support; give the class an attribute, "
+            "such as support = constraints.real"
+        ) from error
 
 
 def _range(support: Any) -> tuple[bool, float, float]:
@@ -148,7 +159,10 @@ def check_data_support(model_trace: Any) -> None:
     """The data lie where the likelihood has a density, wherever no mask covers them."""
     for name, site in observed(model_trace).items():
         fn, value = site["fn"], site["value"]
-        if not is_factor(site) and not _masked_out(_inside(fn, value), site["mask"], fn).all():
+        if is_factor(site):
+            continue
+        _stated(name, fn)
+        if not _masked_out(_inside(fn, value), site["mask"], fn).all():
             raise ContractError(
                 f"site '{name}': data from {value.min():.4g} to {value.max():.4g} are outside the support of the "
                 f"likelihood ({kind(fn)}: {innermost(fn).support}); {_repair(fn)}"

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,7 @@ class Survey:
         return [space[name] for name in names]
 
 
-class _Slots(Mapping):
+class _Slots(MutableMapping):
     """The attributes of an object that has no dictionary."""
 
     def __init__(self, thing: Any):
@@ -131,6 +131,9 @@ class _Slots(Mapping):
 
     def __setitem__(self, name: str, value: Any) -> None:
         object.__setattr__(self.thing, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self.thing, name)
 
     def __iter__(self) -> Iterator[str]:
         kinds = type(self.thing).__mro__

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import whole
 from ppl_vae.batches import as_batch
 from ppl_vae.indexing import alike
 from ppl_vae.places import (
@@ -173,8 +174,7 @@ def interpolations(
     pairs = [len(as_batch(x)[0]) for x in (first, last)]
     if pairs[0] != pairs[1]:
         raise ValueError(f"first, last: expected as many of one as of the other, found {pairs[0]} and {pairs[1]}")
-    if not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps: expected a whole number of at least 2, found {steps!r}")
+    whole("steps", steps, least=2)
     ends = [posterior_means(guide, x) for x in (first, last)]
     # All pairs of a step together, since further tensors of the batch repeat from its first row on.
     way = {
@@ -211,8 +211,7 @@ def manifold(model: Program, like: Any, n: int = 20, *, ruler: Ruler = quantiles
         torch.Size([5, 5, 6])
     """
     like = tuple(part[:1] for part in as_batch(like))
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n: expected a whole number of at least 1, found {n!r}")
+    whole("n", n)
     start = prior_means(model, like)
     site = one_site(start, site)
     if start[site].shape[1:].numel() != 2:

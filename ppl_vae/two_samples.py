@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import whole
+
 __all__ = ["TwoSampleTest", "classifier_two_sample_test", "mmd", "squared_distances", "two_sets"]
 
 ROWS = 256  # of a matrix of distances at a time
@@ -142,8 +144,7 @@ def mmd(
         >>> test.value > 0.1, test.p_value < 0.01
         (True, True)
     """
-    if not isinstance(permutations, int) or permutations < 1:
-        raise ValueError(f"permutations: expected a whole number of at least 1, found {permutations!r}")
+    whole("permutations", permutations)
     x, y = two_sets(samples, data, at_least=2)
     n, rows = len(x), torch.cat([x, y])
     generator = torch.Generator().manual_seed(seed)

@@ -159,7 +159,10 @@ class Update:
         if sound is False:
             return False
         norm = None if self.clip_norm is None else torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        return self._stepped_looking(norm) if waits else step_if(self.optimizer, sound, self._stepped)
+        if waits:
+            return self._stepped_looking(norm)
+        # By an infinite norm, of finite numbers too large for it, clipping has made all of them zero.
+        return step_if(self.optimizer, sound if norm is None else sound & norm.isfinite(), self._stepped)
 
     def _gathered(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rows: int
@@ -190,7 +193,7 @@ class Update:
         if bounded(gradients) if norm is None else isfinite(norm.item()):
             self.optimizer.step()
             return True
-        if all_finite(gradients) and step_or_back(self.optimizer):
+        if norm is None and all_finite(gradients) and step_or_back(self.optimizer):
             return True
         for parameter in held:
             parameter.grad = None

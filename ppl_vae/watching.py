@@ -128,13 +128,22 @@ class Watch:
         try:
             yield replaced
             generators.refuse_draws()
-            after = self.now()
+            after = self._afterwards()
             self._refuse_numbers(before, after)
             replaced += [self._met[known] for known in _replaced(before, after) if known in self._met]
             self._overlook(before, after)
         finally:
             kept.restore()
             generators.restore()
+
+    def _afterwards(self) -> State:
+        try:
+            return self.now()
+        except KeyError as error:
+            raise Written(
+                f"{error.args[0]!r} is taken away by a run, which a graph would not do; leave it where it is, or "
+                "set it to None"
+            ) from error
 
     def _refuse_numbers(self, before: State, after: State) -> None:
         # A number of rows that stays open is no number: to compare it would settle it.

@@ -260,18 +260,18 @@ class Coins(nn.Module):
 
     def forward(self, x):
         with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", dist.Bernoulli(logits=self.logits).to_event(1), infer=self.infer)
+            z = pyro.sample("z", dist.OneHotCategorical(logits=self.logits), infer=self.infer)
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
 class Tossed(nn.Module):
-    def __init__(self):
+    def __init__(self, infer=None):
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(1, dtype=F64))
+        self.logits, self.infer = nn.Parameter(torch.zeros(1, dtype=F64)), infer
 
     def forward(self, x):
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", dist.Bernoulli(logits=self.logits).to_event(1))
+            pyro.sample("z", dist.OneHotCategorical(logits=self.logits), infer=self.infer)
 
 
 class Exact(Line):
@@ -288,13 +288,44 @@ class Positive(Line):
             pyro.sample("x", dist.Normal(z + self.bias, 1.0).to_event(1), obs=x)
 
 
+class Bare(Line):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", dist.Normal(self.bias, 1.0).expand([1]).to_event(1), obs=x)
+
+
+class Silent(nn.Module):
+    def forward(self, x):
+        """Draw nothing."""
+
+
+class Both(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 1, dtype=F64)
+
+    def forward(self, x, z):
+        """Give more than logits."""
+        found = super().forward(torch.cat([x.expand(*z.shape[:-1], 6), z], -1))
+        return found, found
+
+
+class Paid(Shown):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+            pyro.factor("kindness", z.sum(-1), has_rsample=True)
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        (Coins(), Tossed(), r"guide: site 'z' \(Bernoulli\) is drawn without reparameterisation"),
+        (Coins(), Tossed(), r"guide: site 'z' \(OneHotCategorical\) is drawn without reparameterisation"),
         (Exact(), Shown([0.0], [1.0]), "site 'x' is a deterministic likelihood"),
         (Positive(), Shown([-9.0], [1.0]), r"site 'z': the guide draws values outside .* Exponential"),
         (Line(), Implicit(1, 2, noise_dim=3).double(), r"site 'z' has event shape \(1,\) in the model and \(2,\)"),
+        (Bare(), Silent(), r"model: it has no latent for a guide to draw; give it pyro\.sample"),
+        (Coins(), Tossed({"enumerate": "parallel"}), r"site 'z' is marked for enumeration.*relaxed distribution"),
+        (Line(), Paid([0.0], [1.0]), r"factor 'kindness': a critic does not see the factors of a guide; leave it out"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name_before_anything_moves(model, guide, message):
@@ -317,5 +348,7 @@ def test_options_are_looked_at():
     x = torch.ones(5, 6, dtype=F64)
     with pytest.raises(pv.ContractError, match=r"contrast: for site 'z' .* found shapes \(5, 2\) and \(\)"):
         step_of(programs, contrast=lambda draws: dist.Normal(draws.mean(0), draws.std(0)))(x)
+    with pytest.raises(pv.ContractError, match=r"critic: expected logits, a tensor, found tuple"):
+        step_of((*programs[:2], Both()))(x)
     with pytest.raises(pv.ContractError, match=r"contrast: for site 'z' .* found Tensor"):
         step_of(programs, contrast=lambda draws: draws.mean(0))(x)

@@ -312,3 +312,11 @@ def test_files_have_the_permissions_of_other_files(file, tmp_path):
 
 def test_run_folders_write_by_the_same_function():
     assert runs.write_atomically is archive.write_atomically
+
+
+def test_what_would_fill_memory_when_it_is_read_is_refused(tmp_path):
+    (tmp_path / "f").write_bytes(claiming(saved({"state": {"weights": torch.zeros(1).expand(2**40)}})))
+    with pytest.raises(
+        archive.UnreadableFile, match=r"though it says so: state/weights repeats few numbers to 4398046511104"
+    ):
+        archive.read(tmp_path / "f", "example", 2)

@@ -240,3 +240,25 @@ def test_the_bound_of_a_tiny_program_is_below_its_evidence_by_quadrature():
     bound = (log_q.exp() * (joint - log_q)).sum() * cell
     assert found.elbo == pytest.approx(float(bound), abs=1e-8)
     assert evidence - 0.2 < found.elbo < evidence - 1e-3
+
+
+def test_a_precision_alone_has_its_wishart_posterior():
+    """x ~ N(0, W^-1) with W ~ Wishart(df, V) is conjugate: W has df + N and (V^-1 + x^T x)^-1, and p(x) is known."""
+    x = torch.randn(20, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([[0.5, 0.1], [0.1, 0.3]], dtype=F64)
+
+    def model(x):
+        precision = pyro.sample("precision", dist.Wishart(tensor(4.0).squeeze(), scale))
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2, dtype=F64), precision_matrix=precision), obs=x)
+
+    found = pv.cavi(model, x)
+    prior, exact = (
+        dist.Wishart(tensor(4.0 + n).squeeze(), torch.linalg.inv(torch.linalg.inv(scale) + part.mT @ part))
+        for n, part in ((0, x[:0]), (20, x))
+    )
+    close(found.q["precision"].df, exact.df)
+    close(found.q["precision"].covariance_matrix, exact.covariance_matrix, atol=1e-10)
+    w = torch.tensor([[1.0, 0.2], [0.2, 0.5]], dtype=F64)
+    likelihood = dist.MultivariateNormal(torch.zeros(2, dtype=F64), precision_matrix=w).log_prob(x).sum()
+    assert found.elbo == pytest.approx(float(likelihood + prior.log_prob(w) - exact.log_prob(w)), abs=1e-9)

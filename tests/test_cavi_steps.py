@@ -40,6 +40,12 @@ def test_the_mean_over_data_is_the_bound_of_all(model):
     assert float(bounds.mean()) == pytest.approx(found.history["elbo"][-1], abs=1e-12)
 
 
+def test_a_point_has_no_entropy_in_the_bounds_of_data():
+    found = pv.cavi(noisy_mixture, data(), point=["mean"], iterations=3)
+    assert float(datum_bounds(found.factorised).mean()) == pytest.approx(found.history["elbo"][-1], abs=1e-12)
+    assert pv.cavi_step(noisy_mixture, point=["mean"]).bound(data()).shape == (N,)
+
+
 def test_steps_on_all_data_are_iterations():
     step = pv.cavi_step(mixture())
     bounds = [float(step(data()).bound) for _ in range(6)]
@@ -85,3 +91,13 @@ def test_the_callers_draws_go_on():
 def test_options_that_mean_nothing_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         pv.cavi_step(mixture(), **options)(data())
+
+
+def no_start(x, components, seed):
+    """Forget to return responsibilities."""
+
+
+def test_a_start_that_gives_nothing_is_refused():
+    for verb in (pv.cavi, lambda model, x, start: pv.cavi_step(model, start=start)(x)):
+        with pytest.raises(TypeError, match=r"start: expected responsibilities \(N, C\), or a function .* found None"):
+            verb(mixture(), data(), start=no_start)

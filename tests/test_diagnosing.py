@@ -1,6 +1,7 @@
 """What a replay says of a batch that gave NaN: the first site, tensor, datum and number, and the repair."""
 
 import copy
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -243,3 +244,124 @@ def test_a_player_is_named():
     step.prepare(batch())
     assert replayed(step, batch(100.0)).startswith("critic_optimizer: the loss is nan")
     assert step.explain(batch()) == NOTHING_FOUND
+
+
+# Two biases at which the slope of a steep prior is infinite, and finite with a square that is not.
+SLOPES = {
+    0.1: r"the gradient of model\.net\.bias is NaN or infinite, of values that are all finite: it overflows in the",
+    0.01: r"the gradient of model\.net\.bias has numbers as large as 2\.0e\+38, finite, but not their squares.*float64",
+}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("bias", SLOPES)
+def test_a_gradient_that_overflows_of_finite_numbers_is_told_from_one_that_is_nan(bias, clip_norm):
+    model = Model()
+    nn.init.zeros_(model.net.bias)
+    prior = {"log_prior": lambda: -(1e20 * model.net.bias[0]).square(), "data_size": 1}
+    step = step_on(model, Guide(), clip_norm=clip_norm, **prior)
+    with torch.no_grad():
+        model.net.bias.fill_(bias)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert re.match(SLOPES[bias], replayed(step, batch()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_a_mixture_overflows_by_is_told_part_by_part():
+    class Mixed(Model):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+                parts = dist.Normal(self.net(z).unsqueeze(-1).expand(*z.shape[:-1], 3, 2), 1.0)
+                mixture = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(3, 2)), parts)
+                pyro.sample("x", mixture.to_event(1), obs=x)
+
+    said = replayed(step_on(Mixed(), Guide(torch.ones_like)), batch(1e25))
+    assert "log density under MixtureSameFamily is -inf at datum 2 (row 32 of the data set), particle 0" in said
+    assert "logits of the Categorical in it from -0.6931 to -0.6931" in said
+    assert "scale of the Normal in it from 1 to 1" in said
+
+
+def test_logits_that_overflow_are_named():
+    class Coins(Model):
+        def forward(self, x):
+            with pyro.plate("data", x.shape[0], dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+                logits = self.net(z) * x[..., -1:].exp()
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=(x > 0).to(x))
+
+    said = replayed(step_on(Coins(), Guide(torch.ones_like)), batch(100.0))
+    assert "model: site 'x'" in said
+    assert "logits of Bernoulli is " in said
+    assert "at datum 2 (row 32 of the data set)" in said
+    assert "keep what it is made of from growing" in said
+
+
+class Checked(dist.Normal):
+    """A person's own: it looks at its scale when it draws, and at what it drew."""
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008 - torch's own default
+        if not (self.scale > 0).all():
+            raise ValueError("scale: not above zero")
+        drawn = super().rsample(sample_shape)
+        if drawn.abs().max() > 50:
+            raise ValueError("drawn: beyond all bounds")
+        return drawn
+
+
+class Draws(Guide):
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            loc = self.net(x.clamp(-1, 1)) + x[:, -1:].clamp_min(0)
+            pyro.sample("z", Checked(loc, self.scale(x[:, -1:]).expand_as(loc)).to_event(1))
+
+
+def raised_on(step, last):
+    """Return what is said of a batch on which the programs raise, and assert that nothing moved."""
+    before = {name: tensor.clone() for name, tensor in step.programs.tensors().items()}
+    with pytest.raises(ValueError, match=r":"):
+        step(batch(last))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in step.programs.tensors().items())
+    return step.explain(batch(last), ROWS)
+
+
+def test_what_a_distribution_raises_is_told_with_the_parameter_that_is_wrong_or_alone():
+    said = raised_on(step_on(Model(), Draws(lambda h: 1 + h)), -3.0)
+    assert "guide: site 'z'" in said
+    assert "scale of Checked is -2 at datum 2 (row 32 of the data set); keep" in said
+    assert said.endswith("(ValueError: scale: not above zero)")
+    said = raised_on(step_on(Model(), Draws(torch.ones_like)), 100.0)
+    assert said.startswith("guide: site 'z'")
+    assert said.endswith(": the programs fail there: ValueError: drawn: beyond all bounds")
+
+
+class Careful(Model):
+    """It looks at its latents, as a person might."""
+
+    def forward(self, x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+            if (x > 1000).any():
+                raise ValueError("x: too large")
+            if z.isnan().any():
+                raise ValueError("z: not a number")
+            pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+
+def test_what_programs_raise_between_sites_is_told_with_the_fault_that_came_before_or_alone():
+    said = raised_on(step_on(Careful(), Guide(lambda h: (1 - h).sqrt())), 5.0)
+    assert "guide: site 'z'" in said
+    assert "scale of Normal is nan at datum 2 (row 32 of the data set)" in said
+    assert said.endswith("(then the programs fail: ValueError: z: not a number)")
+    said = raised_on(step_on(Careful(), Guide(torch.ones_like)), 2000.0)
+    assert said == "the programs fail on this batch: ValueError: x: too large"
+
+
+def test_the_loop_tells_the_cause_beside_what_was_raised():
+    data, model = torch.cat([batch(), batch(2000.0)]), Careful()
+    with pytest.raises(ValueError, match="x: too large") as raised:
+        pv.fit(model, Guide(torch.ones_like), data, epochs=1, batch_size=1, compile=False)
+    assert (
+        "the programs fail on this batch: ValueError: x: too large. The batch moved nothing"
+        in raised.value.__notes__[0]
+    )

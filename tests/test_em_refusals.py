@@ -174,3 +174,67 @@ def test_what_is_no_model_data_or_seed_is_refused_by_name():
     refused("seed: ", exact_models.GaussianMixture(), clusters(20), TypeError, seed=None)
     with pytest.raises(TypeError, match="seed: "):
         pv.em_step(exact_models.GaussianMixture(), seed=None)
+
+
+def test_a_start_that_gives_nothing_is_refused():
+    refused(
+        r"start: expected responsibilities \(N, C\), or a function to them .* found None",
+        *(exact_models.GaussianMixture(), clusters(20), TypeError),
+        start=lambda x, components, seed: None,
+    )
+
+
+class Tilted(nn.Module):
+    """z ~ N(0, 1) and a factor, x ~ a location at z + bias; a coin that nothing follows."""
+
+    def __init__(self, factor, likelihood=dist.Normal, shared=None):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros((), dtype=F64))
+        self.factor, self.likelihood, self.shared = factor, likelihood, shared
+
+    def forward(self, x):
+        if self.shared is not None:
+            pyro.factor("shared", self.shared(self.bias))
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("c", dist.Categorical(torch.ones(2, dtype=F64)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            pyro.factor("tilt", self.factor(z))
+            pyro.sample("x", self.likelihood(z + self.bias, 1.0), obs=x)
+
+
+AS_IT_IS = {"start": pv.starts.as_they_are}
+
+
+def test_a_joint_density_that_rises_for_ever_is_refused():
+    refused(
+        r"site 'z': the joint density is quadratic, but does not fall in every direction.*Gaussian prior",
+        *(Tilted(torch.square), clusters(20)[:, 0], pv.ContractError),
+        **AS_IT_IS,
+    )
+
+
+def test_the_site_that_is_not_quadratic_is_told_from_those_that_are_flat_or_linear():
+    refused(
+        r"site 'x': its log density is not quadratic in 'z'",
+        *(Tilted(lambda z: 3 * z, dist.Cauchy), clusters(20)[:, 0], pv.ContractError),
+        **AS_IT_IS,
+    )
+
+
+@pytest.mark.parametrize("tilt", [0.0, 3.0])
+def test_factors_count_in_the_plate_and_outside(tilt):
+    """With exp(tilt z), z ~ N(tilt, 1); exp(-2 bias^2) then is a prior of variance 1/4, and the bias its mode."""
+    x = clusters(20)[:, 0]
+    model = Tilted(lambda z: tilt * z, shared=lambda bias: -2 * bias.square())
+    found = pv.em(model, x, iterations=200, tol=1e-14, **AS_IT_IS)
+    wanted = (x - tilt).sum() / 2 / (20 / 2 + 4)
+    assert model.bias.item() == pytest.approx(wanted.item(), abs=1e-6)
+    exact = dist.Normal(tilt + wanted, math.sqrt(2)).log_prob(x).mean() + tilt**2 / 2
+    assert found.history["log_likelihood"][-1] == pytest.approx(exact.item(), abs=1e-6)
+
+
+def test_a_parameter_that_the_likelihood_does_not_read_goes_to_the_mode_of_its_prior():
+    model = Tilted(torch.zeros_like, lambda loc, scale: dist.Normal(torch.zeros_like(loc).detach(), scale))
+    nn.init.constant_(model.bias, 3.0)
+    pv.em(model, clusters(20)[:, 0], log_prior=pv.normal_prior(model, scale=1.0), **AS_IT_IS)
+    assert model.bias.item() == pytest.approx(0.0, abs=1e-6)

@@ -142,6 +142,17 @@ def test_finite_gradients_by_which_something_overflows_are_refused(name, waits):
 
 
 @BOTH
+def test_finite_gradients_whose_norm_overflows_are_refused_and_not_clipped_to_nothing(waits):
+    large = [3e38, 3e38, -3e38]
+    make = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5)  # which moves by a gradient of zero
+    found, state, update = updated(make, [GOOD, large, GOOD], waits, clip_norm=0.1)
+    plain = updated(make, [GOOD, GOOD], clip_norm=0.1)
+    torch.testing.assert_close(found, plain[0])
+    assert_equal(state, plain[1])
+    assert update.faults == 1
+
+
+@BOTH
 def test_sparse_gradients_are_looked_at(waits):
     weight = nn.Embedding(4, 2, sparse=True).weight
     update = Update(torch.optim.SparseAdam([weight], lr=0.1))

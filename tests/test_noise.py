@@ -3,11 +3,13 @@
 from collections import Counter
 
 import odds
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 
+import ppl_vae as pv
 from ppl_vae.noise import CannotKey, Keyed, datum_keys, mixed, told_apart
 
 DATA, PARTICLES = 150, 200
@@ -178,3 +180,51 @@ def test_the_callers_random_state_does_not_move():
     state = torch.get_rng_state()
     keyed()("z", dist.Gamma(0.5 * ONES, 1.0))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class OfOnes(dist.Normal):
+    """It draws in ways of its own, one of which is handed to it."""
+
+    def __init__(self, loc, noise, **options):
+        self.noise = noise
+        super().__init__(loc, 1.0, **options)
+
+    def expand(self, batch_shape, _instance=None):
+        return OfOnes(self.loc.expand(batch_shape), self.noise)
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008 - torch's own default
+        return self.loc + self.noise(torch.Size(sample_shape) + self.loc.shape)
+
+
+def without_replacement(shape):
+    drawn = torch.multinomial(torch.ones(shape.numel(), 3), 2, replacement=False)
+    return drawn[:, 0].reshape(shape).float() - 1
+
+
+WAYS = {
+    "in common": (
+        lambda shape: torch.randn(7).mean() + torch.zeros(shape),
+        r"draws numbers of shape \(7,\) for a batch",
+    ),
+    "without replacement": (without_replacement, "draws without replacement"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_draws_that_belong_to_no_datum_are_said(way):
+    noise, message = WAYS[way]
+
+    def model(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", OfOnes(x / 2, noise))
+
+    with pytest.warns(
+        UserWarning, match=f"evaluate: site 'z' {message}.*, so that results depend on batch_size, chunk"
+    ):
+        evaluation = pv.evaluate(model, guide, torch.zeros(4), particles=20)
+    assert evaluation.log_px.isfinite().all()

@@ -9,6 +9,8 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
+from ppl_vae.arguments import whole
+
 __all__ = ["DiscretisedLogistic", "GreyLevels"]
 
 
@@ -30,9 +32,7 @@ class GreyLevels(constraints.Constraint):
     lower_bound, upper_bound = 0.0, 1.0
 
     def __init__(self, levels: int):
-        if not isinstance(levels, int) or levels < 2:
-            raise ValueError(f"levels: expected a whole number of at least 2, found {levels!r}")
-        self.levels = levels
+        self.levels = whole("levels", levels, least=2)
 
     def check(self, value: Tensor) -> Tensor:
         """Tell where values are levels."""

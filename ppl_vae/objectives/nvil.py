@@ -124,7 +124,12 @@ class NVIL(nn.Module):
         return Estimate(self.bound(record).detach(), surrogate, penalties, record.scale)
 
     def _predicted(self, x: Tensor) -> Tensor:
-        predicted, rows = self.baseline(x), x.shape[0]  # not len(x), see as_batch
+        rows = x.shape[0]  # not len(x), see as_batch
+        try:
+            predicted = self.baseline(x)
+        except RuntimeError as error:
+            error.add_note(f"(objective: NVIL's baseline on x of shape {tuple(x.shape)}, {x.dtype})")
+            raise
         if predicted.shape not in ((rows,), (rows, 1)):
             raise ValueError(
                 f"baseline: expected one number per datum, shape ({rows},) or ({rows}, 1), found "
