@@ -33,6 +33,8 @@ def test_what_is_said_and_kept_of_an_evaluation(tmp_path):
     assert found.subject == "mine"
     assert pv.evaluate(model, guide, x, particles=2).subject == "LinearGaussian (guide Normal)"
     assert found.curve == {}
+    torch.testing.assert_close(found.rate, -found.elbo - found.distortion)
+    assert found.rate.min() > -5  # nats; a divergence but for its error
     assert not found.log_px.requires_grad
     settings = read_record(tmp_path / "e.pt")["settings"]
     assert settings["probe"] == probe(model, guide, (x,))

@@ -1,5 +1,7 @@
 """What weighing takes from programs: scales, masks, penalties, relaxed codes, dreams; by hand."""
 
+import inspect
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -69,6 +71,59 @@ def test_penalties_have_scales_of_their_own_and_a_guides_count_against(linear, s
     assert sorted(drawn.log_q) == ["z"]
 
 
+def test_what_weigh_does_if_not_told():
+    told = {n: p.default for n, p in inspect.signature(pv.weigh).parameters.items()}
+    wanted = {"particles": 1, "linear": False, "path": Path.TOTAL, "kl": False, "draw": None}
+    assert {name: told[name] for name in wanted} == wanted
+
+
+def scaled_likelihood(x):
+    with pyro.plate("data", 12, x.shape[0], dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        with poutine.scale(scale=0.5):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_scale_of_a_sites_own_is_told_from_that_of_the_plate():
+    drawn = pv.weigh(scaled_likelihood, Pair(guide=True, rows=12), X, 4, linear=True)
+    torch.testing.assert_close(drawn.log_p["x"], normal(X, drawn.values["z"], 1.0) / 2)
+    assert drawn.scale == 4
+    with pytest.raises(pv.ContractError, match="site 'x' has a scale of its own"):
+        pv.weigh(scaled_likelihood, Pair(guide=True, rows=12), X, 4)
+
+
+def mixed(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        b = pyro.sample("b", dist.Bernoulli(torch.full_like(x, 0.4)))
+        pyro.sample("x", dist.Normal(z + b, 1.0), obs=x)
+
+
+def mixed_guide(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        pyro.sample("z", dist.Normal(x, 1.0))
+        pyro.sample("b", dist.Bernoulli(torch.full_like(x, 0.4)))
+
+
+def test_sites_whose_draws_carry_no_gradient_have_a_score():
+    for path, sites in ((Path.TOTAL, ["b"]), (Path.STOPPED, ["b"]), (Path.NONE, ["b", "z"])):
+        drawn = pv.weigh(mixed, mixed_guide, X, 4, path=path)
+        assert sorted(drawn.score) == sites, path
+        torch.testing.assert_close(drawn.score["b"], drawn.log_q["b"])
+
+
+def test_given_draws_of_what_has_no_density_to_learn_by_are_refused():
+    loc = torch.zeros((), dtype=DOUBLE, requires_grad=True)
+
+    def pointed(x):
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", dist.Delta(loc + x, log_density=torch.zeros_like(x)))
+
+    assert pv.weigh(Pair(), pointed, X).values["z"].requires_grad
+    with pytest.raises(pv.ContractError, match=r"site 'z'.*learns through its draws alone"):
+        pv.weigh(Pair(), pointed, X, path=Path.NONE)
+
+
 def test_the_scale_of_the_plate_is_one_for_both():
     assert pv.weigh(Pair(rows=12), Pair(guide=True, rows=12), X).scale == 4
     with pytest.raises(pv.ContractError, match="model and guide scale it differently"):
@@ -88,6 +143,17 @@ def test_divergences_in_closed_form_under_masks():
         torch.testing.assert_close(one.kl["z"], torch.where(SOME, kl, by_chance))
         assert by_chance[:, 1].abs().min() > 0
     assert pv.weigh(Pair(), Pair(guide=True), X, 4).kl == {}
+
+
+def unmasked(x):
+    with pyro.plate("data", x.shape[0], dim=-1):
+        pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+
+def test_a_program_without_a_mask_has_one_of_all_data():
+    one = pv.weigh(Pair(mask=SOME), unmasked, X, 4, kl=True)
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(X / 2, 0.5), torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(one.kl["z"], torch.where(SOME, kl, one.log_q["z"] - one.log_p["z"]))
 
 
 def test_densities_have_particles_and_data_in_full():

@@ -1,5 +1,6 @@
 """Schedules at each of their steps, and when they have come to their ends."""
 
+import inspect
 from math import exp, inf
 
 import pytest
@@ -96,3 +97,8 @@ def test_an_objective_has_settled_when_every_part_has():
     assert objectives.settled(objectives.elbo)
     two = {"beta": objectives.linear(0.0, 1.0, 2)}
     assert not objectives.Scheduled(objectives.ciwae, **two).settled()
+
+
+def test_what_schedules_do_if_not_told():
+    told = inspect.signature(objectives.cyclical).parameters
+    assert (told["cycles"].default, told["rise"].default) == (4, 0.5)
