@@ -1,12 +1,13 @@
 """Sums over particles and over values that a guide enumerates, written out."""
 
-from math import inf, log
+from math import exp, inf, log
 
 import pytest
 import torch
 
 import ppl_vae as pv
 from ppl_vae import objectives
+from ppl_vae.objectives.discrete import log_sum_of_others
 from ppl_vae.particles import finite_mass, log_sum, shares
 from ppl_vae.tracing import first
 
@@ -70,6 +71,13 @@ def test_sums_in_logarithms_with_infinities():
     (slope,) = torch.autograd.grad(found.masked_fill(found.isinf(), 0.0).sum(), values)
     assert slope.isfinite().all()
     assert torch.equal(slope[:, 1:3], torch.zeros(2, 2))
+
+
+def test_sums_over_others_of_which_none_is_possible():
+    log_f = torch.tensor([[1.0, -inf, 2.0], [-inf, -inf, 0.0], [-inf, -inf, 1.0]], dtype=DOUBLE)
+    others = torch.tensor([[-inf, -inf, log(1 + exp(1))], [1.0, -inf, log(exp(2) + exp(1))]], dtype=DOUBLE)
+    torch.testing.assert_close(log_sum_of_others(log_f)[:2], others)
+    assert log_sum_of_others(log_f - 5e29)[1, 0] == -5e29  # far down, and possible
 
 
 def test_shares_of_zero_and_infinite_weights():
