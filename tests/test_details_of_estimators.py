@@ -16,7 +16,7 @@ from ppl_vae.estimation import estimate
 from ppl_vae.objectives.drawing import Hard
 from ppl_vae.objectives.nvil import _mean_and_variance
 from ppl_vae.objectives.paths import miwae_signal
-from ppl_vae.objectives.vocabulary import around, check_slopes, facts
+from ppl_vae.objectives.vocabulary import Estimate, Facts, around, check_slopes, facts
 from ppl_vae.objectives.weighted import normalised
 from ppl_vae.particles import Path
 
@@ -287,6 +287,9 @@ def test_schedules_are_of_functions_with_options(bound):
 
 def test_results_without_much():
     assert (pv.Particles({}, {}).scale, pv.Particles({}, {}).path) == (1.0, Path.TOTAL)
+    assert Estimate(torch.zeros(1), torch.zeros(1)).scale == 1.0
+    plain = {"min_particles": 1, "linear": False, "path": Path.TOTAL, "kl": False, "upper": False, "discrete": False}
+    assert {name: getattr(Facts(), name) for name in plain} == plain
     found = pv.Evaluation(*[torch.zeros(3)] * 5, particles=1, seed=0)
     assert [getattr(found, name).shape for name in ("keys", "resampled", "replicates")] == [(0,), (0, 0), (0, 0)]
     assert found == found
