@@ -102,7 +102,7 @@ def warn_without_discrete(objective: Any, model: Program, guide: Program, batch:
 
 def warn_of_few(objective: Objective, record: Particles, chunks: int) -> None:
     """An upper bound has particles enough to be near what it estimates."""
-    log_w = record.log_per_draw(record.log_w.detach())
+    log_w = record.log_per_draw(record.log_w).detach()  # masses of what is enumerated move too
     size = chunks * (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().mean()
     if facts(objective).upper and size < 10:
         remark(
