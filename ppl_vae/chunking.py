@@ -124,12 +124,16 @@ class ChunkedAscent:
         found = {"densities": self._densities, "gradients": self._gradients, "prior": self._prior}
         return {name: function for name, function in found.items() if function is not None}
 
-    def _plan(self, batches: int | None) -> None:
+    @property
+    def planned(self) -> int | None:
+        """How many batches are to come."""
+        return self._densities.planned and self._densities.planned // self.chunks
+
+    @planned.setter
+    def planned(self, batches: int | None) -> None:
         self._densities.planned = self._gradients.planned = batches and batches * self.chunks
         if self._prior is not None:
             self._prior.planned = batches
-
-    planned = property(fset=_plan, doc="How many batches are to come; may be said, and not asked.")
 
     @torch.no_grad()
     def _weigh(self, tensors: Mapping[str, Tensor], batch: Batch) -> Densities:

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from small import Bits, BitsGuide
+from small import Bits, BitsGuide, PenalisedBits
 from torch import nn
 
 import ppl_vae as pv
@@ -254,15 +254,8 @@ def test_facts_of_an_estimator_around_a_bound_are_those_of_either():
 
 @pytest.mark.parametrize("name", ["Concrete", "StraightThrough", "StraightThroughGumbel"])
 def test_relaxations_are_paid_penalties(name):
-    class Paid(Bits):
-        def forward(self, x):
-            with pyro.plate("data", x.shape[0], dim=-1):
-                z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=z @ self.weight), obs=x)
-                pyro.factor("penalty_z", 3 * z.sum(-1))
-
     guide, slopes = BitsGuide(), []
-    for model in (Bits(), Paid()):
+    for model in (Bits(), PenalisedBits()):
         torch.manual_seed(0)
         surrogate = estimate(getattr(objectives, name)(), model, guide, X, 50).surrogate.mean()
         slopes.append(torch.autograd.grad(surrogate, guide.logits)[0])

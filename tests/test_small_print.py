@@ -168,6 +168,7 @@ def test_the_plan_of_a_step_on_chunks_is_that_of_its_parts(prior, uncompiled):
         options |= {"particles": 4, "chunk": 2, "compile": "auto"}
         step = pv.svi_step(model, guide, pv.objectives.iwae, optimizer=optimizer_of(model, guide), **options)
         step.plan(updates)
+        assert step.ascent.planned == updates
         for i in range(3):
             torch.manual_seed(i)
             step(data())
