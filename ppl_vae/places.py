@@ -77,7 +77,8 @@ def _centres(program: Program, programs: Programs, batch: Any) -> dict[str, Tens
 
     with undisturbed(programs, training=False), own_parameters(), torch.no_grad(), Drawing(centre):
         trace = poutine.trace(program).get_trace(*programs.on_device(batch))
-    for name, fn in without.items():
+    if without:
+        name, fn = next(iter(without.items()))
         raise ValueError(
             f"site '{name}': its distribution ({contract.kind(fn)}) knows neither its mean nor its mode; pass values "
             "of your own instead"
