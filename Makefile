@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 # Tests run side by side, each worker on one core and with a gigabyte of memory.
 WORKERS ?= 2
 
-.PHONY: demo test coverage lint format clean
+.PHONY: demo test tutorials coverage lint format clean
 
 # Train, evaluate and draw, on a data set that needs no download.
 demo: $(VENV)/.installed
@@ -12,6 +12,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+
+# Execute the notebooks where they stand, in full: their outputs are part of the tree.
+tutorials: $(VENV)/.installed-test
+	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False tutorials/*.ipynb
 
 # Lines and branches that the suite runs; fails below the share that pyproject.toml asks for.
 coverage: $(VENV)/.installed-test

@@ -13,6 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
+from ppl_vae import plots
+
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito: told apart with any colour vision.
@@ -46,12 +48,7 @@ STYLES = {
 
 def canvas(rows: int, columns: int, width: float = 9.0, height: float = 4.0, **options: Any) -> tuple[Figure, Any]:
     """Return a figure and its axes, always as a grid."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **options)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    return figure, grid
+    return plots.canvas(rows, columns, width, height, squeeze=False, **options)
 
 
 def series(rows: Rows, x: str, y: str, **where: Any) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ Figures are made without pyplot: nothing global, no backend, no window.
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,46 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "image_rows", "inpainting", "learning_curve", "reconstructions"]
+__all__ = ["COLOURS", "canvas", "image_grid", "image_rows", "inpainting", "learning_curve", "reconstructions"]
 
 # Okabe and Ito: told apart with any colour vision.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+GREEN, PINK, SKY, YELLOW = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+# In the order in which curves of one picture take them.
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, GREY)
+# A notebook keeps each picture within itself; files have 150.
+NOTEBOOK_DPI = 110
 # Between black and white, and neither: no grey of an image looks like it.
 MISSING = "#AECBDD"
+
+
+def canvas(
+    rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 4.0, **options: Any
+) -> tuple["Figure", Any]:
+    """Return an empty figure and its axes, with a faint grid and without a frame.
+
+    Args:
+        rows: of axes.
+        columns: of axes.
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+        options: what `matplotlib.figure.Figure.subplots` takes, such as ``sharey=True``.
+
+    Returns:
+        The figure, which shows itself in a notebook, and axes as that function gives them: one, a row or a grid.
+
+    Example:
+        >>> figure, axes = canvas()
+        >>> _ = axes.plot([1, 2, 3], color=COLOURS[0])
+        >>> _ = axes.set(xlabel="step", ylabel="bound (nats per datum)")
+        >>> figure, (left, right) = canvas(1, 2, width=9.0)
+    """
+    figure = blank(width, height)
+    axes = figure.subplots(rows, columns, **options)
+    for one in figure.axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    return figure, axes
 
 
 def learning_curve(history: Mapping[str, Sequence[float]], title: str = "Learning curve") -> "Figure":
@@ -32,8 +66,7 @@ def learning_curve(history: Mapping[str, Sequence[float]], title: str = "Learnin
         >>> learning_curve(history).axes[0].get_ylabel()
         'bound (nats per datum)'
     """
-    figure = blank(6.4, 4.0)
-    axes = figure.subplots()
+    figure, axes = canvas()
     curves = {"train_bound": ("training data", BLUE), "valid_bound": ("validation data", ORANGE)}
     for column, (label, colour) in curves.items():
         if column in history:
@@ -43,8 +76,6 @@ def learning_curve(history: Mapping[str, Sequence[float]], title: str = "Learnin
     _cut_off_start(axes, history)
     axes.set(xlabel="epoch", ylabel="bound (nats per datum)", title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     return figure
 
@@ -164,7 +195,7 @@ def blank(width: float, height: float) -> "Figure":
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
-            self.savefig(file, format="png")
+            self.savefig(file, format="png", dpi=NOTEBOOK_DPI)
             return file.getvalue()
 
     return Picture(figsize=(width, height), dpi=150, layout="constrained")

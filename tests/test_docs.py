@@ -1,4 +1,4 @@
-"""What the documents say runs: README's blocks, the recipes of CONTRIBUTING, the tutorials."""
+"""What the documents say runs: README's blocks, the recipes of CONTRIBUTING."""
 
 import doctest
 import importlib
@@ -9,21 +9,18 @@ from pathlib import Path
 from types import ModuleType
 
 import every
-import nbformat
 import pairs
 import pyro
 import pytest
 import test_laws
 import test_objectives
 import torch
-from nbclient import NotebookClient
 from small import DISCRETE
 
 import ppl_vae as pv
 from ppl_vae import zoo
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
 def blocks(document):
@@ -110,17 +107,3 @@ def test_the_recipe_for_a_bound_obeys_the_laws():
         test_objectives.test_gradients_of_discrete_latents_are_unbiased(module.renyi_half, latents)
     vars(module)["renyi_half"].__module__ = "recipe"
     run_examples(module)
-
-
-def test_there_is_a_tutorial():
-    assert NOTEBOOKS
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_tutorials_run_and_carry_their_outputs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as fast on an idle machine, and much faster on a busy one
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "execute the notebook before committing it"
-    assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
