@@ -15,7 +15,8 @@ test: $(VENV)/.installed-test lint
 
 # Execute the notebooks where they stand, in full: their outputs are part of the tree.
 tutorials: $(VENV)/.installed-test
-	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False tutorials/*.ipynb
+	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False \
+	  --NotebookClient.coalesce_streams=True tutorials/*.ipynb
 
 # Lines and branches that the suite runs; fails below the share that pyproject.toml asks for.
 coverage: $(VENV)/.installed-test
