@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 from contextlib import redirect_stdout
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -54,6 +54,7 @@ def same_words(printed, shown):
     return doctest.OutputChecker().check_output(NUMBER.sub("#", shown), NUMBER.sub("#", printed), flags)
 
 
+@cache
 def run(path):
     """Run a page from top to bottom in one namespace; a block of text is what the block before it printed."""
     namespace, printed = {"__name__": "__main__"}, ""
@@ -64,9 +65,14 @@ def run(path):
             printed = None
         else:
             with redirect_stdout(StringIO()) as out:
-                exec(compile(block, str(path.relative_to(ROOT)), "exec"), namespace)
+                exec(compile(at(path, block), str(path), "exec"), namespace)
             printed = out.getvalue()
     return namespace, printed
+
+
+def at(path, block):
+    """Return a block under as many empty lines as stand above it, so that errors and warnings name its lines."""
+    return path.read_text().partition(block)[0].count("\n") * "\n" + block
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -76,6 +82,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(path):
     run(path)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_readmes_program_prints_the_sentence_for_the_paper():
     namespace, printed = run(README)
     assert "Log-likelihood of VAE (guide Normal) on digits" in printed
