@@ -37,10 +37,10 @@ class Docstring:
 
 
 def taken_apart(text: str) -> Docstring:
-    """Return the parts of a program's docstring.
+    r"""Return the parts of a program's docstring.
 
     Example:
-        >>> found = taken_apart("A VAE: deep.\\n\\nGenerative process::\\n\\n    z ~ N(0, I)\\n\\nReference: one.")
+        >>> found = taken_apart("A VAE: deep.\n\nGenerative process::\n\n    z ~ N(0, I)\n\nReference: one.")
         >>> found.title, found.process, found.reference
         ('A VAE', 'z ~ N(0, I)', 'one.')
     """
@@ -54,12 +54,30 @@ def taken_apart(text: str) -> Docstring:
             parts["example"] = dedent("\n".join([block.partition("\n")[2], *blocks])).strip("\n")
             blocks = []
         elif block.startswith("| symbol"):
-            parts["symbols"] = block
+            parts["symbols"] = symbols(block)
         elif block.endswith("::") and "process" not in parts:
             parts["heading"], parts["process"] = _line(block).rstrip(":"), dedent(blocks.pop(0))
         else:
             parts["remarks"].append(as_markdown(block, blocks))
     return Docstring(**parts)
+
+
+def symbols(block: str) -> str:
+    r"""Return a table of symbols, sites and shapes, with formulas and code.
+
+    Example:
+        >>> table = '| symbol | site | shape |\n| --- | --- | --- |\n| z_l | "z1", "z2" | (z_dim,) |'
+        >>> print(symbols(table).splitlines()[-1])
+        | $z_{l}$ | `"z1"`, `"z2"` | `(z_dim,)` |
+    """
+    heading, line, *rows = block.splitlines()
+    written = []
+    for row in rows:
+        symbol, site, shape = (cell.strip() for cell in row.strip()[1:-1].rsplit("|", maxsplit=2))
+        site = re.sub(r'"\w+"', lambda m: f"`{m[0]}`", site)
+        shape = re.sub(r"\([^)]*\)", lambda m: f"`{m[0]}`", shape)
+        written.append(f"| ${formulas.latex(symbol)}$ | {site} | {shape} |")
+    return "\n".join([heading, line, *written])
 
 
 def split(text: str) -> list[str]:

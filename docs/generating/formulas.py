@@ -6,8 +6,8 @@ neither symbols nor functions become text.
 
 import re
 
-GREEK = "alpha beta gamma delta epsilon theta kappa lambda mu nu pi rho sigma phi psi omega Lambda Sigma Phi".split()
-COMMANDS = {name: rf"\{name}" for name in [*GREEK, "log", "exp", "min", "max", "sum", "prod"]}
+GREEK = "alpha beta gamma delta epsilon theta kappa lambda mu nu pi rho sigma phi psi omega Lambda Sigma Phi"
+COMMANDS = {name: rf"\{name}" for name in [*GREEK.split(), "log", "exp", "min", "max", "sum", "prod"]}
 COMMANDS |= {"int": r"\int", "grad": r"\nabla", "in": r"\in", "E": r"\mathbb{E}", "N": r"\mathcal{N}"}
 COMMANDS |= {"argmin": r"\operatorname{arg\,min}", "argmax": r"\operatorname{arg\,max}", "inf": r"\infty"}
 DISTRIBUTIONS = "Bernoulli Categorical Dirichlet Beta Gamma Wishart Concrete Poisson KL CUBO ELBO EUBO IWAE"
@@ -18,8 +18,8 @@ SIGNS |= {"*": r"\,", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&"}
 DIFFERENTIALS = {"da", "db", "dc", "df", "dz", "dtheta", "dphi"}
 
 TOKEN = re.compile(
-    r"(?P<gap>  +)|(?P<hyphened>[a-z]{3,}(?:-[a-z]{3,}|'s))|(?P<name>[A-Za-z]+(?:_dim|_size|_commitment)?'*)|(?P<number>\d+)"
-    r"|(?P<sign>~|<=|>=|!=|->|\.\.\.|\|\||.)"
+    r"(?P<gap>  +)|(?P<hyphened>[a-z]{3,}(?:-[a-z]{3,}|'s))|(?P<name>[A-Za-z]+(?:_dim|_size|_commitment)?'*)"
+    r"|(?P<number>\d+)|(?P<sign>~|<=|>=|!=|->|\.\.\.|\|\||.)"
 )
 
 

@@ -1,7 +1,7 @@
 """The graph of each program, drawn by Pyro's ``render_model``: ``python -m docs.generating.graphs`` makes all anew.
 
-Pictures are committed beside the text that they are drawn of, so that a build needs no ``dot`` and notices when a program
-has changed.
+Pictures are committed beside the text that they are drawn of, so that a build needs no ``dot`` and notices when a
+program has changed.
 """
 
 import inspect

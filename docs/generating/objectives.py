@@ -2,7 +2,6 @@
 
 import inspect
 import tomllib
-from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -21,7 +20,9 @@ def write(pages: Pages) -> None:
         ("bounds", "Bounds that are functions", objectives.every()),
         ("estimators", "Estimators that are modules", objectives.estimators()),
     ):
-        rows = [(f"[`{key}`](objectives/{key}.md)", formula(made), advice()[key]["short"]) for key, made in found.items()]
+        rows = [
+            (f"[`{key}`](objectives/{key}.md)", formula(made), advice()[key]["short"]) for key, made in found.items()
+        ]
         contents = toctree([f"objectives/{key}" for key in found], hidden="", maxdepth="1")
         said = INTRODUCTIONS[name]
         pages.write(f"{name}.md", f"# {heading}\n\n{said}\n\n{table(HEADINGS, rows)}\n\n{contents}")
@@ -98,16 +99,41 @@ def facts(name: str, made: Any) -> str:
     """Return the facts of an objective as a table."""
     known = made.facts
     rows = [
+        ("what it is", known.exempt.get("bound", "a lower bound on log p(x), in expectation")),
+        ("trained by", "making it small, which fits the guide alone" if known.upper else "making it large"),
         ("smallest number of particles", str(known.min_particles)),
-        ("what it bounds log p(x) from", "above: it is made small, and trains the guide alone" if known.upper else "below"),
-        ("how gradients reach the guide", "with draws of its own" if isinstance(made, type) else PATHS[known.path]),
-        ("made for", "sites drawn without reparameterisation" if known.discrete else "latents of any kind, unless below"),
+        ("gradients reach the guide by", "draws of its own" if isinstance(made, type) else PATHS[known.path]),
+        *((f"latents {kind}", kinds(name, guides)) for kind, guides in KINDS.items()),
         ("linear in the log-weights", "yes: a scale on a single site keeps its meaning" if known.linear else "no"),
-        ("closed-form KL", "where there is one" if known.kl else "not used"),
-        ("implementation", "module with `estimate`" if isinstance(made, type) else "function of particles"),
+        ("written as", "a module with `estimate`" if isinstance(made, type) else "a function of particles"),
     ]
-    rows += [(f"law that it does not obey: {law}", reason) for law, reason in known.exempt.items()]
-    return table(("", ""), rows)
+    if known.kl:
+        rows.append(("divergences", "in closed form where there is one"))
+    if known.discrete:
+        rows.append(("made for", "draws without a path; where all have one it does nothing of its own"))
+    rows += [(LAWS[law], reason) for law, reason in known.exempt.items() if law != "bound"]
+    return table(("fact", ""), rows)
+
+
+# Guides that stand for each kind of latents.
+KINDS = {
+    "that are reparameterised": ("normal", "flow"),
+    "drawn as bits": ("bernoulli",),
+    "drawn as one-hot codes": ("categorical",),
+    "enumerated in the guide": ("component", "semi_supervised"),
+    "summed out in the model": ("empty",),
+}
+LAWS = {"order": "changes with the order of particles", "unbiased": "gradient is not that of the value"}
+
+
+def kinds(name: str, guides: tuple[str, ...]) -> str:
+    """Say whether an objective trains all pairs of some guides, or what speaks against it."""
+    found = [reasons for pair, reasons in results.applicability().items() if pair[1] in guides]
+    against = {why for reasons in found for why, names in reasons.items() if name in names}
+    refused = sum(any(name in names for names in reasons.values()) for reasons in found)
+    if not refused:
+        return "yes"
+    return f"{'no' if refused == len(found) else 'some pairs'}: {'; '.join(sorted(against))}"
 
 
 def trains(name: str) -> str:
@@ -116,12 +142,10 @@ def trains(name: str) -> str:
     refused = [(*pair, why) for pair, reasons in found.items() for why, names in reasons.items() if name in names]
     if not refused:
         return f"All {len(found)} pairs of the [table of pairs](/_generated/pairs.md)."
-    said = f"{len(found) - len(refused)} of the {len(found)} pairs of the [table of pairs](/_generated/pairs.md): all but"
+    said = (
+        f"{len(found) - len(refused)} of the {len(found)} pairs of the [table of pairs](/_generated/pairs.md): all but"
+    )
     rows = [(results.program("models", m), results.program("guides", g), why) for m, g, why in refused]
-    if len(Counter(why for *_, why in refused)) == 1:
-        said += " these."
-    else:
-        said += " the following."
     return f"{said}\n\n{table(('model', 'guide', 'why not'), rows)}"
 
 

@@ -12,6 +12,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
 from docs.generating import api
+from ppl_vae import objectives
 
 # Where unqualified names of docstrings are looked for, in this order.
 PLACES = ("ppl_vae.", "ppl_vae.objectives.", "ppl_vae.data.", "ppl_vae.nets.", "ppl_vae.priors.", "")
@@ -25,6 +26,7 @@ INTERNAL = {
     "ppl_vae.missing.Pixels",
     "ppl_vae.programs.Programs",
 }
+OBJECTIVES = {*objectives.every(), *objectives.estimators()}
 FILES = re.compile(r"^(?:ppl_vae/)?(models|guides)/(\w+)\.py$")
 
 
@@ -60,12 +62,17 @@ class LinkedCode(SphinxPostTransform):
     default_priority = 400
     pattern = re.compile(r"^((pv|ppl_vae)\.[\w.]+(\(\))?|(ppl_vae/)?(models|guides)/\w+\.py)$")
 
+    def known(self, text: str) -> bool:
+        """Tell whether code is a name in full, or that of an objective."""
+        return bool(self.pattern.match(text)) or text in OBJECTIVES
+
     def run(self, **kwargs: Any) -> None:
         """Wrap them."""
         for node in list(self.document.findall(nodes.literal)):
-            if isinstance(node.parent, (nodes.reference, pending_xref)) or not self.pattern.match(node.astext()):
+            if isinstance(node.parent, (nodes.reference, pending_xref)) or not self.known(node.astext()):
                 continue
-            if found := target(self.env, node.astext()):
+            found = target(self.env, node.astext())
+            if found and found[0] != self.env.docname:
                 shown = node.deepcopy()
                 builder = self.app.builder
                 node.replace_self(make_refnode(builder, self.env.docname, found[0], found[1], shown, node.astext()))

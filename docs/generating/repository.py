@@ -5,6 +5,7 @@ import re
 
 import yaml
 
+from docs.generating import results
 from docs.generating.writing import ROOT, Pages, toctree
 
 # Where links of these pages lead on the site; what is not here becomes plain text.
@@ -21,8 +22,8 @@ PLACES = {
     "tutorials": "/_generated/tutorials/index.md",
 }
 
-TUTORIALS = """Notebooks, shown as they were executed. `make tutorials` executes all of them in full, and the suite runs each
-at small sizes, so that what they claim still holds."""
+TUTORIALS = """Notebooks, shown as they were executed. `make tutorials` executes all of them in full, and the suite runs
+each at small sizes, so that what they claim still holds."""
 
 
 def write(pages: Pages) -> None:
@@ -83,12 +84,18 @@ def is_progress(output: dict) -> bool:
 
 
 def write_measured(pages: Pages) -> None:
-    """Write what was measured: pairs and what they reach, and speed."""
+    """Write what was measured: pairs and what they reach, numbers of papers, and speed."""
     zoo = from_repository((ROOT / "models" / "README.md").read_text(), "models/")
-    pairs, reached = zoo.split("\n## What they reach on MNIST\n")
-    pages.write("pairs.md", pairs.replace("# The zoo", "# Which pairs, which objectives", 1))
-    pages.write("results.md", f"# What the zoo reaches on MNIST\n{reached}")
+    pages.write("pairs.md", results.pairs())
+    of_papers = sorted((ROOT / "benchmarks" / "published").glob("*.md"))
+    for path in of_papers:
+        pages.write(f"published/{path.name}", from_repository(path.read_text(), "benchmarks/published/"))
+    contents = toctree([f"published/{path.stem}" for path in of_papers], maxdepth="1") if of_papers else ""
+    pages.write("results.md", f"# What the zoo reaches on MNIST\n{zoo.split(REACHED)[1]}\n\n{contents}")
     pages.write("speed.md", from_repository((ROOT / "benchmarks" / "README.md").read_text(), "benchmarks/"))
+
+
+REACHED = "\n## What they reach on MNIST\n"
 
 
 def from_repository(text: str, folder: str) -> str:

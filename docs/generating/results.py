@@ -1,9 +1,10 @@
-"""Tables that the repository keeps, read back from its Markdown: which objectives train which pairs, what was measured."""
+"""Which objectives train which pairs, read back from the table that the repository keeps."""
 
 import re
 from functools import cache
 
-from docs.generating.writing import ROOT
+from docs.generating.writing import ROOT, table
+from ppl_vae import objectives
 
 Names = tuple[str, str]
 Reasons = dict[str, list[str]]
@@ -31,6 +32,38 @@ def applicability() -> dict[Names, Reasons]:
             if mark != "x":
                 of_pair.setdefault(letters[mark], []).extend(names)
     return found
+
+
+PAIRS = """# Which pairs, which objectives
+
+A guide fits a model when it draws what the model leaves latent: the same names, shapes and supports. Any of these pairs
+can be weighed, evaluated and trained. `ppl-vae pairs` finds them by running all of them, and prints this table: x where
+an objective trains a pair, a letter where mathematics has a reason against it.
+
+Models whose latents are shared by all data ([`bayesian_gaussian_mixture`](zoo/models/bayesian_gaussian_mixture.md) and
+others) are for `pv.cavi` and `pv.em`; the guide [`implicit`](zoo/guides/implicit.md), which has no density, is trained
+by `pv.adversarial_step`."""
+
+
+def pairs() -> str:
+    """Return the page of pairs and objectives; those objectives that stand alike with all pairs share a column."""
+    found = applicability()
+    marks = {
+        reason: chr(ord("a") + i) for i, reason in enumerate(dict.fromkeys(r for row in found.values() for r in row))
+    }
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name in (*objectives.every(), *objectives.estimators()):
+        column = tuple(next((marks[why] for why, names in row.items() if name in names), "x") for row in found.values())
+        columns.setdefault(column, []).append(name)
+    legend = [f"{i}. {', '.join(link(name) for name in names)}" for i, names in enumerate(columns.values(), start=1)]
+    rows = [
+        (program("models", model), program("guides", guide), *(column[row] for column in columns))
+        for row, (model, guide) in enumerate(found)
+    ]
+    headings = ("model", "guide", *(str(i) for i in range(1, len(columns) + 1)))
+    reasons = [f"({mark}) {reason}" for reason, mark in marks.items()]
+    said = "Columns, each of objectives that stand alike with all pairs:"
+    return "\n\n".join([PAIRS, said, "\n".join(legend), table(headings, rows), "Reasons:", "\\\n".join(reasons)])
 
 
 def cells(row: str) -> list[str]:

@@ -9,14 +9,14 @@ GENERATED = DOCS / "_generated"
 
 
 class Pages:
-    """Generated pages, by name under ``docs/_generated``; what is no longer written is removed at the end.
+    r"""Generated pages, by name under ``docs/_generated``; what is no longer written is removed at the end.
 
     Example:
         >>> pages = Pages(tmp_path)
         >>> pages.write("zoo/vae.md", "# VAE")
         >>> pages.finish()
         >>> (tmp_path / "zoo/vae.md").read_text()
-        '# VAE\\n'
+        '# VAE\n'
     """
 
     def __init__(self, folder: Path = GENERATED):
@@ -64,7 +64,7 @@ def directive(name: str, body: str, argument: str = "", fence: str = "```", **op
         Read on.
         ```
     """
-    given = "".join(f":{key.replace('_', '-')}: {value}".rstrip() + "\n" for key, value in options.items())
+    given = "".join(f":{key.rstrip('_').replace('_', '-')}: {value}".rstrip() + "\n" for key, value in options.items())
     return f"{fence}{{{name}}} {argument}".rstrip() + f"\n{given}" + ("\n" if given else "") + f"{body}\n{fence}"
 
 

@@ -48,9 +48,9 @@ def page(kind: str, name: str, program: type) -> str:
         ValueError: its docstring lacks the process or the symbols, or it has no picture or no graph of today.
     """
     doc = described(program)
-    if missing := [part for part in ("process", "symbols", "reference", "example") if not getattr(doc, part)]:
-        if name != "empty":  # which draws nothing
-            raise ValueError(f"{kind}/{name}.py: its docstring has no {', no '.join(missing)}")
+    missing = [part for part in ("process", "symbols", "reference", "example") if not getattr(doc, part)]
+    if missing and name != "empty":  # which draws nothing
+        raise ValueError(f"{kind}/{name}.py: its docstring has no {', no '.join(missing)}")
     parts = [
         f"# {doc.title}",
         f"`ppl_vae.{kind}.{name}.{program.__name__}`",
@@ -82,11 +82,10 @@ def pictures(kind: str, name: str) -> list[str]:
         ValueError: one is missing, or the graph is that of an earlier program.
     """
     graph = graphs.checked(kind, name)
-    if False and not (picture := DOCS / "zoo" / "pictures" / f"{kind}-{name}.png").is_file():
-        raise ValueError(f"{picture.name}: no such picture; make it: python -m docs.generating.pictures {kind}/{name}")
     picture = DOCS / "zoo" / "pictures" / f"{kind}-{name}.png"
-    if not picture.is_file(): return [f"![graph](/zoo/graphs/{graph.name})"]
-    caption = (DOCS / "zoo" / "pictures" / f"{kind}-{name}.txt").read_text().strip()
+    if not picture.is_file():
+        raise ValueError(f"{picture.name}: no such picture; make it: python -m docs.generating.pictures {kind}/{name}")
+    caption = picture.with_suffix(".txt").read_text().strip()
     drawn = directive("image", "", f"/zoo/graphs/{graph.name}", alt=f"Graphical model of {name}", class_="graph")
     shown = directive("figure", caption, f"/zoo/pictures/{picture.name}", alt=caption, class_="picture")
     note = "Shaded sites are observed; a plate repeats what is in it for each datum."
