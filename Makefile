@@ -19,7 +19,7 @@ tutorials: $(VENV)/.installed-test
 
 # The site, in build/docs: a warning is an error. No network and no Graphviz is needed.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -b html -W --keep-going -n -d build/docs-read docs build/docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -j auto -d build/docs-read docs build/docs
 
 # Lines and branches that the suite runs; fails below the share that pyproject.toml asks for.
 coverage: $(VENV)/.installed-test

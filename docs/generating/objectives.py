@@ -142,9 +142,8 @@ def trains(name: str) -> str:
     refused = [(*pair, why) for pair, reasons in found.items() for why, names in reasons.items() if name in names]
     if not refused:
         return f"All {len(found)} pairs of the [table of pairs](/_generated/pairs.md)."
-    said = (
-        f"{len(found) - len(refused)} of the {len(found)} pairs of the [table of pairs](/_generated/pairs.md): all but"
-    )
+    trained = len(found) - len(refused)
+    said = f"{trained} of the {len(found)} pairs of the [table of pairs](/_generated/pairs.md): all but these."
     rows = [(results.program("models", m), results.program("guides", g), why) for m, g, why in refused]
     return f"{said}\n\n{table(('model', 'guide', 'why not'), rows)}"
 
