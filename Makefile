@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 # Tests run side by side, each worker on one core and with a gigabyte of memory.
 WORKERS ?= 2
 
-.PHONY: demo test tutorials coverage lint format clean
+.PHONY: demo test tutorials docs coverage lint format clean
 
 # Train, evaluate and draw, on a data set that needs no download.
 demo: $(VENV)/.installed
@@ -16,6 +16,10 @@ test: $(VENV)/.installed-test lint
 # Execute the notebooks where they stand, in full: their outputs are part of the tree.
 tutorials: $(VENV)/.installed-test
 	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False tutorials/*.ipynb
+
+# The site, in build/docs: a warning is an error. No network and no Graphviz is needed.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -j auto -d build/docs-read docs build/docs
 
 # Lines and branches that the suite runs; fails below the share that pyproject.toml asks for.
 coverage: $(VENV)/.installed-test
@@ -43,4 +47,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
