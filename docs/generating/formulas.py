@@ -11,8 +11,9 @@ COMMANDS = {name: rf"\{name}" for name in [*GREEK.split(), "log", "exp", "det", 
 COMMANDS |= {"int": r"\int", "grad": r"\nabla", "in": r"\in", "E": r"\mathbb{E}", "N": r"\mathcal{N}"}
 COMMANDS |= {"argmin": r"\operatorname{arg\,min}", "argmax": r"\operatorname{arg\,max}", "inf": r"\infty"}
 DISTRIBUTIONS = "Bernoulli Categorical Dirichlet Beta Gamma Wishart Concrete Poisson KL CUBO ELBO EUBO IWAE"
-NETWORKS = "diag decoder encoder prior likelihood generator classifier softmax sigmoid estimate stop mean relaxed det"
-OPERATORS = {*DISTRIBUTIONS.split(), *NETWORKS.split()}
+NETWORKS = "decoder encoder prior likelihood generator classifier estimate transformer"
+FUNCTIONS = "diag softmax sigmoid stop mean relaxed"
+OPERATORS = {*DISTRIBUTIONS.split(), *NETWORKS.split(), *FUNCTIONS.split()}
 SIGNS = {"~": r"\sim", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "->": r"\to", "...": r"\ldots", "||": r"\,\|\,"}
 SIGNS |= {"*": r"\,", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&"}
 DIFFERENTIALS = {"da", "db", "dc", "df", "dz", "dtheta", "dphi"}
