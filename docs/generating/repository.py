@@ -97,7 +97,7 @@ def write_measured(pages: Pages) -> None:
     pages.write("benchmarks.md", others)
 
 
-SPEED = """What the [benchmarks](benchmarks.md) of this repository printed, each on the machine that is named beside it; the
+SPEED = """What the [benchmarks](benchmarks.md) of this repository printed, each on the machine named beside it; the
 commands are listed there."""
 OF_SPEED = ("How speed", "A step", "What bounds", "Growth", "Evaluation", "What paid")
 
