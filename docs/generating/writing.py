@@ -57,9 +57,9 @@ def directive(name: str, body: str, argument: str = "", fence: str = "```", **op
     """Return a MyST directive.
 
     Example:
-        >>> print(directive("note", "Read on.", name="here"))
+        >>> print(directive("note", "Read on.", class_="here"))
         ```{note}
-        :name: here
+        :class: here
         <BLANKLINE>
         Read on.
         ```
