@@ -32,7 +32,8 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fi
 myst_heading_anchors = 3
 
 default_role = "py:obj"
-smartquotes = False  # quotes are those of code
+smartquotes_action = "D"  # dashes; quotes are those of code
+highlight_language = "none"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"

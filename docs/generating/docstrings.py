@@ -17,6 +17,7 @@ class Docstring:
         process: the block of the generative process, or of the posterior family, in plain text.
         heading: the line above that block.
         symbols: the table of symbols, sites and shapes.
+        said: what is said between process and symbols.
         remarks: what else is said, in order.
         reference: where it comes from.
         example: a doctest.
@@ -26,6 +27,7 @@ class Docstring:
     heading: str = ""
     process: str = ""
     symbols: str = ""
+    said: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     reference: str = ""
     example: str = ""
@@ -45,7 +47,7 @@ def taken_apart(text: str) -> Docstring:
         ('A VAE', 'z ~ N(0, I)', 'one.')
     """
     summary, *blocks = split(dedent(text))
-    parts: dict = {"summary": _line(summary), "remarks": []}
+    parts: dict = {"summary": _line(summary), "said": [], "remarks": []}
     while blocks:
         block = blocks.pop(0)
         if block.startswith("Reference:"):
@@ -58,7 +60,7 @@ def taken_apart(text: str) -> Docstring:
         elif block.endswith("::") and "process" not in parts:
             parts["heading"], parts["process"] = _line(block).rstrip(":"), dedent(blocks.pop(0))
         else:
-            parts["remarks"].append(as_markdown(block, blocks))
+            parts["remarks" if "symbols" in parts else "said"].append(as_markdown(block, blocks))
     return Docstring(**parts)
 
 

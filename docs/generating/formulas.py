@@ -7,12 +7,13 @@ neither symbols nor functions become text.
 import re
 
 GREEK = "alpha beta gamma delta epsilon theta kappa lambda mu nu pi rho sigma phi psi omega Lambda Sigma Phi"
-COMMANDS = {name: rf"\{name}" for name in [*GREEK.split(), "log", "exp", "min", "max", "sum", "prod"]}
+COMMANDS = {name: rf"\{name}" for name in [*GREEK.split(), "log", "exp", "det", "min", "max", "sum", "prod"]}
 COMMANDS |= {"int": r"\int", "grad": r"\nabla", "in": r"\in", "E": r"\mathbb{E}", "N": r"\mathcal{N}"}
 COMMANDS |= {"argmin": r"\operatorname{arg\,min}", "argmax": r"\operatorname{arg\,max}", "inf": r"\infty"}
 DISTRIBUTIONS = "Bernoulli Categorical Dirichlet Beta Gamma Wishart Concrete Poisson KL CUBO ELBO EUBO IWAE"
-NETWORKS = "diag decoder encoder prior likelihood generator classifier softmax sigmoid estimate stop mean relaxed det"
-OPERATORS = {*DISTRIBUTIONS.split(), *NETWORKS.split()}
+NETWORKS = "decoder encoder prior likelihood generator classifier estimate transformer"
+FUNCTIONS = "diag softmax sigmoid stop mean relaxed"
+OPERATORS = {*DISTRIBUTIONS.split(), *NETWORKS.split(), *FUNCTIONS.split()}
 SIGNS = {"~": r"\sim", "<=": r"\le", ">=": r"\ge", "!=": r"\ne", "->": r"\to", "...": r"\ldots", "||": r"\,\|\,"}
 SIGNS |= {"*": r"\,", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&"}
 DIFFERENTIALS = {"da", "db", "dc", "df", "dz", "dtheta", "dphi"}
@@ -45,11 +46,13 @@ def latex(text: str) -> str:
         >>> print(latex("log sum_k m w_k^(1-alpha) / (1-alpha)"))
         \log \sum_{k} m w_{k}^{1 - \alpha} / ( 1 - \alpha )
         >>> print(latex("x ~ p(x | z), uniform unless told otherwise"))
-        x \sim p ( x \mid z ) , \text{ uniform unless told otherwise }
+        x \sim p ( x \mid z ) , \text{uniform unless told otherwise}
     """
     found = _Reader(prepared(text)).read()
     found = re.sub(r" \} +\\text\{ ", " ", re.sub(r"\s+", " ", found))
-    return found.strip()
+    # Words keep their distance from symbols, and none from brackets and commas.
+    found = re.sub(r"(?<=[(,=]) (\\text\{) ", r" \1", found)
+    return re.sub(r"(\\text\{[^{}]*) \}(?= ?[),_^]|$)", r"\1}", found).strip()
 
 
 def prepared(text: str) -> str:

@@ -21,14 +21,14 @@ def write(pages: Pages) -> None:
         ("estimators", "Estimators that are modules", objectives.estimators()),
     ):
         rows = [
-            (f"[`{key}`](objectives/{key}.md)", formula(made), advice()[key]["short"]) for key, made in found.items()
+            (f"[`{key}`](objectives/{key}.md)", advice()[key]["short"], formula(made)) for key, made in found.items()
         ]
         contents = toctree([f"objectives/{key}" for key in found], hidden="", maxdepth="1")
         said = INTRODUCTIONS[name]
         pages.write(f"{name}.md", f"# {heading}\n\n{said}\n\n{table(HEADINGS, rows)}\n\n{contents}")
 
 
-HEADINGS = ("`pv.objectives`", "value", "in short")
+HEADINGS = ("`pv.objectives`", "in short", "value")
 WEIGHTS = "with $m$ the mass of a particle ($1/K$ of one that is drawn) and $w_k = p(x, z_k) / q(z_k \\mid x)$."
 INTRODUCTIONS = {
     "bounds": (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from benchmarks import zoo as measured
-from docs.generating.pictures_of_models import SHAPE, SIZES, Picture, digits, gaussian_mixture, trained
+from docs.generating.pictures_of_models import LONGER, SHAPE, SIZES, Picture, digits, gaussian_mixture, trained
 from ppl_vae import plots, zoo
 from ppl_vae.batches import as_batch
 from ppl_vae.pairing import Pair
@@ -84,7 +84,10 @@ def fitted(model: str, guide: str, sizes: dict[str, Any], epochs: int = EPOCHS, 
     data = digits(None if grey else "static")
     torch.manual_seed(3)
     pair = measured.made((model, guide), sizes | {"size": len(data.train)})
-    measured.fitted((model, guide), pair, measured.beside(pair, data.train, data.info.labels["train"]), epochs)
+    if "index" in pair.arguments:  # it has something for training data alone
+        pv.fit(pair.model, pair.guide, data.train, epochs=epochs, progress=False)
+    else:
+        measured.fitted((model, guide), pair, measured.beside(pair, data.train, data.info.labels["train"]), epochs)
     return pair
 
 
@@ -182,7 +185,7 @@ def styles() -> Picture:
     return figure, "Ten test digits without a label, and the classes q(y | x) that the guide gives them."
 
 
-def codes(model: str, guide: str, epochs: int = 60) -> Picture:
+def codes(model: str, guide: str, epochs: int = LONGER) -> Picture:
     """Draw digits, and what the model makes of the guide's draws."""
     pair = trained(model, guide, epochs=epochs)
     batch = as_batch(measured.beside(pair, digits().test[:10], digits().info.labels["test"][:10]))
@@ -222,9 +225,9 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "low_rank": partial(plane, "vae", "low_rank", sizes=PLANE | {"rank": 1}),
     "missing": partial(plane, "missing", "missing"),
     "mixture": partial(plane, "vae", "mixture"),
-    "nearest_code": partial(codes, "vq_vae", "nearest_code"),
+    "nearest_code": partial(codes, "vq_vae", "nearest_code", epochs=60),
     "normal": partial(plane, "vae", "normal"),
-    "relaxed": partial(codes, "dvae", "relaxed", epochs=100),
+    "relaxed": partial(codes, "dvae", "relaxed"),
     "semi_amortized": partial(plane, "vae", "semi_amortized"),
     "semi_supervised": styles,
 }

@@ -20,6 +20,7 @@ from ppl_vae.pairing import Pair
 Picture = tuple[Figure, str]
 SIZES = {"x_dim": 64, "z_dim": 8, "y_dim": 10, "hidden": (200,), "components": 10, "positions": 8, "codes": 16}
 EPOCHS, SHAPE, SHOWN = 60, (8, 8), 40
+LONGER = 200  # for bits and codes
 TEN = "Ten columns of four draws"
 
 
@@ -104,11 +105,11 @@ def gan() -> Picture:
     torch.manual_seed(0)
     model = GAN(x_dim=64, z_dim=8, hidden=(200, 200), generator=None, likelihood=pv.nets.ToDelta())
     critic = pv.nets.MLP(64, (200,), 1)
-    adams = [torch.optim.Adam(part.parameters(), lr=3e-4, betas=(0.5, 0.9)) for part in (model, critic)]
+    adams = [torch.optim.Adam(part.parameters(), lr=5e-4, betas=(0.5, 0.9)) for part in (model, critic)]
     step = pv.gan_step(model, critic, optimizer=adams[0], critic_optimizer=adams[1])
-    pv.fit(step=step, data=digits(None).train, epochs=100, progress=False)
+    pv.fit(step=step, data=digits(None).train, epochs=600, progress=False)
     found = pv.sample(model, shape=(64,), n=SHOWN)["x"]
-    return plots.image_grid(found, SHAPE, columns=10), "Draws from a generator after 100 epochs against a critic."
+    return plots.image_grid(found, SHAPE, columns=10), "Draws from a generator after 600 epochs against a critic."
 
 
 def words() -> ModuleType:
@@ -152,15 +153,15 @@ def text_to_image() -> Picture:
     """Draw digits from their names."""
     data = pv.data.load("digits", binarize="threshold")
     by_names = words()
-    model, guide = by_names.discrete_vae(data, 40, 0)
-    joint = by_names.text_to_image(model, guide, data, 40, 0)
+    model, guide = by_names.discrete_vae(data, 60, 0)
+    joint = by_names.text_to_image(model, guide, data, 100, 0)
     found = by_names.images(joint, model)[1:, :4].transpose(0, 1).flatten(0, 1)
     return plots.image_grid(found, SHAPE, columns=10), f"{TEN}, from the words “zero” to “nine”."
 
 
 def relaxed_grid() -> Picture:
     """Draw digits of codes on a grid."""
-    return samples("dvae", "relaxed", epochs=100)
+    return samples("dvae", "relaxed", epochs=LONGER)
 
 
 def scatter(points: Tensor, labels: Tensor | None, width: float = 4.2) -> tuple[Figure, object]:
@@ -236,7 +237,7 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "beta_bernoulli": textbook.probability,
     "conditional": partial(by_label, "conditional", "conditional"),
     "correlated_gaussian": textbook.correlated,
-    "discrete_vae": partial(samples, "discrete_vae", "categorical"),
+    "discrete_vae": partial(samples, "discrete_vae", "categorical", epochs=LONGER),
     "dvae": relaxed_grid,
     "gan": gan,
     "gaussian_mixture": gaussian_mixture,
@@ -247,7 +248,7 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "normal_gamma": textbook.normal_gamma,
     "probabilistic_pca": partial(samples, "probabilistic_pca", "normal", grey=True),
     "semi_supervised": partial(by_label, "semi_supervised", "semi_supervised"),
-    "sigmoid_belief_network": partial(samples, "sigmoid_belief_network", "bernoulli"),
+    "sigmoid_belief_network": partial(samples, "sigmoid_belief_network", "bernoulli", epochs=LONGER),
     "text_to_image": text_to_image,
     "token_transformer": transformer,
     "vae": partial(samples, "vae", "normal"),

@@ -14,11 +14,11 @@ PLACES = {
     "ARCHITECTURE.md": "/_generated/project/architecture.md",
     "CONTRIBUTING.md": "/_generated/project/contributing.md",
     "CHANGELOG.md": "/_generated/project/changelog.md",
-    "benchmarks/README.md": "/_generated/speed.md",
+    "benchmarks/README.md": "/_generated/benchmarks.md",
     "models/README.md": "/_generated/pairs.md",
     "models": "/_generated/zoo/models.md",
     "guides": "/_generated/zoo/guides.md",
-    "benchmarks": "/_generated/speed.md",
+    "benchmarks": "/_generated/benchmarks.md",
     "tutorials": "/_generated/tutorials/index.md",
 }
 
@@ -92,7 +92,26 @@ def write_measured(pages: Pages) -> None:
         pages.write(f"published/{path.name}", from_repository(path.read_text(), "benchmarks/published/"))
     contents = toctree([f"published/{path.stem}" for path in of_papers], maxdepth="1") if of_papers else ""
     pages.write("results.md", f"# What the zoo reaches on MNIST\n{zoo.split(REACHED)[1]}\n\n{contents}")
-    pages.write("speed.md", from_repository((ROOT / "benchmarks" / "README.md").read_text(), "benchmarks/"))
+    speed, others = by_subject(from_repository((ROOT / "benchmarks" / "README.md").read_text(), "benchmarks/"))
+    pages.write("speed.md", f"# Speed\n\n{SPEED}\n\n{speed}")
+    pages.write("benchmarks.md", others)
+
+
+SPEED = """What the [benchmarks](benchmarks.md) of this repository printed, each on the machine named beside it; the
+commands are listed there."""
+OF_SPEED = ("How speed", "A step", "What bounds", "Growth", "Evaluation", "What paid")
+
+
+def by_subject(text: str) -> tuple[str, str]:
+    r"""Return the sections of the benchmarks' page on speed, and the rest of it with the commands.
+
+    Example:
+        >>> by_subject("# Benchmarks\n\nCommands.\n\n## Growth\n\nOf time.\n\n## Priors\n\nOf VAEs.")
+        ('## Growth\n\nOf time.\n', '# Benchmarks\n\nCommands.\n\n## Priors\n\nOf VAEs.')
+    """
+    sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    speed = [section for section in sections if section.removeprefix("## ").startswith(OF_SPEED)]
+    return "".join(speed).rstrip() + "\n", "".join(section for section in sections if section not in speed)
 
 
 REACHED = "\n## What they reach on MNIST\n"

@@ -30,7 +30,7 @@ def write(pages: Pages) -> None:
         for name, program in zoo.discover(kind).items():
             pages.write(f"zoo/{kind}/{name}.md", page(kind, name, program))
         rows = [(f"[`{name}`]({kind}/{name}.md)", doc.summary) for name, doc in programs.items()]
-        contents = toctree([f"{kind}/{name}" for name in programs], hidden="", maxdepth="1")
+        contents = toctree([f"{name} <{kind}/{name}>" for name in programs], hidden="", maxdepth="1")
         listed = f"# {heading}\n\n{INTRODUCTIONS[kind]}\n\n{table((kind[:-1], 'what it is'), rows)}\n\n{contents}"
         pages.write(f"zoo/{kind}.md", listed)
 
@@ -69,9 +69,10 @@ def page(kind: str, name: str, program: type) -> str:
 def process(doc: Docstring) -> list[str]:
     """Return the generative process as a formula, and the table of symbols."""
     if not doc.process:
-        return []
+        return doc.said
     heading, _, rest = doc.heading.partition(",")
-    parts = [f"## {heading}", f"{rest.strip().capitalize()}:" if rest else "", display(doc.process), doc.symbols]
+    first = f"{rest.strip().capitalize()}:" if rest else ""
+    parts = [f"## {heading}", first, display(doc.process), *doc.said, doc.symbols]
     return [part for part in parts if part]
 
 
@@ -89,6 +90,8 @@ def pictures(kind: str, name: str) -> list[str]:
     drawn = directive("image", "", f"/zoo/graphs/{graph.name}", alt=f"Graphical model of {name}", class_="graph")
     shown = directive("figure", caption, f"/zoo/pictures/{picture.name}", alt=caption, class_="picture")
     note = "Shaded sites are observed; a plate repeats what is in it for each datum."
+    if "~ Data" in graph.with_suffix(".dot").read_text():
+        note += " `Data` are given to the program, which does not generate them."
     return [f"## Graph\n\n{drawn}\n\n{note}", f"## Picture\n\n{shown}"]
 
 
@@ -117,7 +120,7 @@ ELSEWHERE = {
 def objections(reasons: dict[str, list[str]]) -> str:
     """Say which objectives do not train a pair, and why."""
     said = [f"{', '.join(results.link(name) for name in names)}: {reason}" for reason, names in reasons.items()]
-    return "; ".join(said) or "none: all train it"
+    return "; ".join(said) or "none"
 
 
 def constructor(kind: str, name: str, program: Any) -> str:
