@@ -8,13 +8,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from docutils.utils.math.latex2mathml import tex2mathml
 
+import ppl_vae as pv
+from benchmarks import zoo as measured
 from docs.generating import api, everything, formulas, graphs, objectives, pictures
 from docs.generating.mathml import known
 from docs.generating.writing import DOCS
 from ppl_vae import objectives as library
-from ppl_vae import zoo
+from ppl_vae import pairing, zoo
 
 PROGRAMS = [(kind, name) for kind in ("models", "guides") for name in zoo.discover(kind)]
 OBJECTIVES = {**library.every(), **library.estimators()}
@@ -124,3 +127,12 @@ def test_what_is_no_longer_written_is_removed(tmp_path):
     pages.write("new.md", "new")
     pages.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["new.md"]
+
+
+def test_pictures_and_benchmarks_warm_up_each_pair_anew():
+    pair = measured.made(("hierarchical", "ladder"), pairing.SMALL)
+    x = torch.ones(8, pairing.SMALL["x_dim"])
+    for _ in range(2):
+        objective = measured.suitable(("hierarchical", "ladder"), pair, x)["objective"]
+        pv.fit(pair.model, pair.guide, x, epochs=1, objective=objective, progress=False)
+        assert objective.step == 1

@@ -59,6 +59,9 @@ def spaced(mathml: str) -> str:
 
 # What LaTeX has and the converter of docutils has not, by what it has.
 REWRITTEN = {
+    r"\\(big|Big|bigg|Bigg)[lrm]?\s*(?=\||/|\\\||\\[lrV]ert|\\mid)": "",  # the same on both sides
+    r"\\(textstyle|displaystyle)(?![a-zA-Z])": "",
+    r"\\texttt(?![a-zA-Z])": r"\\text",
     r"\\(big|Big|bigg|Bigg)(?=\s*(\(|\[|\\\{|\\langle))": r"\\\1l",
     r"\\(big|Big|bigg|Bigg)(?![a-zA-Z])": r"\\\1r",
     r"\\middle(?![a-zA-Z])": "",

@@ -187,7 +187,7 @@ def styles() -> Picture:
 
 def codes(model: str, guide: str, epochs: int = LONGER) -> Picture:
     """Draw digits, and what the model makes of the guide's draws."""
-    pair = trained(model, guide, epochs=epochs)
+    pair = trained(model, guide, False, epochs)
     batch = as_batch(measured.beside(pair, digits().test[:10], digits().info.labels["test"][:10]))
     torch.manual_seed(0)
     values = pv.weigh(pair.model, pair.guide, batch, particles=3).values

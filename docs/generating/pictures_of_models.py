@@ -150,11 +150,14 @@ def zoo_guide(name: str) -> nn.Module:
 
 
 def text_to_image() -> Picture:
-    """Draw digits from their names."""
+    """Draw digits from their names, trained as the benchmark of words trains them."""
     data = pv.data.load("digits", binarize="threshold")
-    by_names = words()
+    by_names, adam = words(), partial(torch.optim.Adam, lr=1e-3)
     model, guide = by_names.discrete_vae(data, 60, 0)
-    joint = by_names.text_to_image(model, guide, data, 100, 0)
+    transformer = by_names.transformer_of(guide, data, 20, 0)
+    model.prior = pv.priors.AutoregressiveCodes(by_names.POSITIONS, by_names.CODES, transformer=transformer)
+    pv.fit(model, guide, data, pv.objectives.Concrete(0.5), epochs=90, optimizer=adam, progress=False)
+    joint = by_names.text_to_image(model, guide, data, 60, 0)
     found = by_names.images(joint, model)[1:, :4].transpose(0, 1).flatten(0, 1)
     return plots.image_grid(found, SHAPE, columns=10), f"{TEN}, from the words “zero” to “nine”."
 

@@ -78,6 +78,22 @@ class LinkedCode(SphinxPostTransform):
                 node.replace_self(make_refnode(builder, self.env.docname, found[0], found[1], shown, node.astext()))
 
 
+def with_formulas(app: Sphinx, kind: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Mark formulas of docstrings, which are indented, as such; Sphinx would take them for quotations.
+
+    Example:
+        >>> lines = ["Sum.", "", "    a + b", "", "Args:", "    a: one."]
+        >>> with_formulas(None, "function", "sum", None, None, lines)
+        >>> lines[:5]
+        ['Sum.', '', '::', '', '    a + b']
+    """
+    for i in range(len(lines) - 1, 1, -1):
+        above = [line for line in lines[:i] if line.strip()]
+        begins = lines[i].startswith("    ") and not lines[i - 1].strip() and above
+        if begins and not above[-1].startswith(" ") and not above[-1].endswith(":"):
+            lines[i:i] = ["::", ""]
+
+
 def nothing_missing(app: Sphinx, env: BuildEnvironment) -> None:
     """Stop the build if a public name has no entry."""
     known = env.domains.python_domain.objects
@@ -88,6 +104,7 @@ def nothing_missing(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("missing-reference", linked)
+    app.connect("autodoc-process-docstring", with_formulas, priority=400)  # before napoleon's sections
     app.connect("env-check-consistency", nothing_missing)
     app.add_post_transform(LinkedCode)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

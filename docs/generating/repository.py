@@ -15,6 +15,8 @@ PLACES = {
     "CONTRIBUTING.md": "/_generated/project/contributing.md",
     "CHANGELOG.md": "/_generated/project/changelog.md",
     "benchmarks/README.md": "/_generated/benchmarks.md",
+    "benchmarks/published": "/_generated/published.md",
+    "benchmarks/published/README.md": "/_generated/published.md",
     "models/README.md": "/_generated/pairs.md",
     "models": "/_generated/zoo/models.md",
     "guides": "/_generated/zoo/guides.md",
@@ -87,11 +89,9 @@ def write_measured(pages: Pages) -> None:
     """Write what was measured: pairs and what they reach, numbers of papers, and speed."""
     zoo = from_repository((ROOT / "models" / "README.md").read_text(), "models/")
     pages.write("pairs.md", results.pairs())
-    of_papers = sorted((ROOT / "benchmarks" / "published").glob("*.md"))
-    for path in of_papers:
-        pages.write(f"published/{path.name}", from_repository(path.read_text(), "benchmarks/published/"))
-    contents = toctree([f"published/{path.stem}" for path in of_papers], maxdepth="1") if of_papers else ""
-    pages.write("results.md", f"# What the zoo reaches on MNIST\n{zoo.split(REACHED)[1]}\n\n{contents}")
+    published = (ROOT / "benchmarks" / "published" / "README.md").read_text()
+    pages.write("published.md", from_repository(published, "benchmarks/published/"))
+    pages.write("results.md", f"# What the zoo reaches on MNIST\n{zoo.split(REACHED)[1]}")
     speed, others = by_subject(from_repository((ROOT / "benchmarks" / "README.md").read_text(), "benchmarks/"))
     pages.write("speed.md", f"# Speed\n\n{SPEED}\n\n{speed}")
     pages.write("benchmarks.md", others)

@@ -1,0 +1,1 @@
+"""Published results, run again: one module an experiment, one command each, a table of all."""
