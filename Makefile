@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 # Tests run side by side, each worker on one core and with a gigabyte of memory.
 WORKERS ?= 2
 
-.PHONY: demo test tutorials coverage lint format clean
+.PHONY: demo test tutorials docs coverage lint format clean
 
 # Train, evaluate and draw, on a data set that needs no download.
 demo: $(VENV)/.installed
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-test lint
 tutorials: $(VENV)/.installed-test
 	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False \
 	  --NotebookClient.coalesce_streams=True tutorials/*.ipynb
+
+# The site, in build/docs: a warning is an error. No network and no Graphviz is needed.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -j auto -d build/docs-read docs build/docs
 
 # Lines and branches that the suite runs; fails below the share that pyproject.toml asks for.
 coverage: $(VENV)/.installed-test
@@ -44,4 +48,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed

@@ -15,6 +15,7 @@ log probabilities of 256 values.
 import argparse
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -115,7 +116,7 @@ def suitable(names: Names, pair: Pair, batch: Any) -> Mapping[str, Any]:
     scored = pv.weigh(pair.model, pair.guide, batch).score
     if scored:
         return {"objective": objectives.rloo, "particles": 4}
-    return {"objective": WARM_UP.get(names[1], objectives.elbo)}
+    return {"objective": deepcopy(WARM_UP.get(names[1], objectives.elbo))}  # each pair is warmed up anew
 
 
 def used(pair: Pair, test: Any) -> str:

@@ -66,8 +66,8 @@ def logistic(positive: Tensor, negative: Tensor) -> Tensor:
 
         mean softplus(-T(positive)) + mean softplus(T(negative))
 
-    It is least for T = log r_+ - log r_-, the logarithm of the ratio of their densities, where it is
-    2 log 2 - 2 JSD(r_+, r_-).
+    It is least for ``T = log r_+ - log r_-``, the logarithm of the ratio of their densities, where it is
+    ``2 log 2 - 2 JSD(r_+, r_-)``.
 
     Args:
         positive: T at draws that it should be large at, any shape.

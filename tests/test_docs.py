@@ -1,14 +1,18 @@
-"""What the documents say runs: README's blocks, the recipes of CONTRIBUTING."""
+"""What the documents say runs: README, the pages of `docs/`, the recipes of CONTRIBUTING."""
 
 import doctest
 import importlib
 import inspect
 import re
-from functools import partial
+from contextlib import redirect_stdout
+from functools import cache, partial
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
 import every
+import matplotlib as mpl
 import pairs
 import pyro
 import pytest
@@ -21,33 +25,85 @@ import ppl_vae as pv
 from ppl_vae import zoo
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+FENCED = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)")
+NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+
+
+def written():
+    """Return the pages that people write, those with code or without."""
+    made = ("_generated", "_build")
+    return [path for path in sorted((ROOT / "docs").rglob("*.md")) if not set(made) & set(path.parts)]
 
 
 def blocks(document):
     """Return the Python code blocks of a Markdown file."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    return [code for kind, code in FENCED.findall((ROOT / document).read_text()) if kind == "python"]
 
 
-def test_readmes_code_runs_from_top_to_bottom(capsys):
-    namespace = {}
-    for block in blocks("README.md"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert "Log-likelihood of VAE (guide Normal) on digits" in capsys.readouterr().out
+def missing(code):
+    """Return the package that a block needs, says so in its first line, and does not find."""
+    needed = re.match(r"# Needs (\w+)\.", code)
+    return needed and find_spec(needed[1].lower()) is None
+
+
+def same_words(printed, shown):
+    """Tell whether a page shows what its code printed, numbers and the ends of lines apart; `...` is anything."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(NUMBER.sub("#", shown), NUMBER.sub("#", printed), flags)
+
+
+@cache
+def run(path):
+    """Run a page from top to bottom in one namespace; a block of text is what the block before it printed."""
+    namespace, printed = {"__name__": "__main__"}, ""
+    for kind, block in FENCED.findall(path.read_text()):
+        if kind == "text":
+            assert printed is None or same_words(printed, block), f"it prints:\n{printed}"
+        elif missing(block):
+            printed = None
+        else:
+            with redirect_stdout(StringIO()) as out:
+                exec(compile(at(path, block), str(path), "exec"), namespace)
+            printed = out.getvalue()
+    return namespace, printed
+
+
+def at(path, block):
+    """Return a block under as many empty lines as stand above it, so that errors and warnings name its lines."""
+    return path.read_text().partition(block)[0].count("\n") * "\n" + block
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("path", [README, *written()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_of_a_page_runs_from_top_to_bottom(path):
+    mpl.use("agg")
+    run(path)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_readmes_program_prints_the_sentence_for_the_paper():
+    namespace, printed = run(README)
+    assert "Log-likelihood of VAE (guide Normal) on digits" in printed
     assert namespace["images"].shape == (16, 64)
-    assert namespace["log_w"].shape == (10, 100)
+
+
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/README.md"))], ids=str)
+def test_links_between_files_lead_somewhere(path):
+    for target in LINK.findall(path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_readmes_table_of_bounds_is_the_decorators_facts():
-    text = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", README.read_text(), re.MULTILINE)
     listed = [*pv.objectives.every().values(), *pv.objectives.estimators().values()]
     assert rows == [(b.facts.name, b.facts.formula, b.facts.reference) for b in listed]
 
 
 def test_readme_names_every_program():
-    text = (ROOT / "README.md").read_text()
     for kind in zoo.KINDS:
-        assert all(f"`{name}`" in text for name in zoo.discover(kind))
+        assert all(f"`{name}`" in README.read_text() for name in zoo.discover(kind))
 
 
 def recipe(path):

@@ -1,0 +1,1 @@
+"""Pages of the site that are made of the library itself: docstrings, tables, notebooks, benchmarks."""
