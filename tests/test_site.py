@@ -79,6 +79,12 @@ def test_every_objective_has_a_page_and_an_entry(site, name):
     assert f"objectives/{name}.md" in lists
 
 
+def test_facts_tell_upper_bounds_from_lower_ones():
+    assert "an upper bound on log p(x)" in objectives.facts("EUBO", library.EUBO)
+    assert "a lower bound on log p(x)" in objectives.facts("iwae", library.iwae)
+    assert "may overshoot log p(x)" in objectives.facts("jackknife", library.jackknife)
+
+
 def test_advice_is_given_for_all_objectives_and_for_nothing_else():
     assert list(objectives.advice()) == list(OBJECTIVES)
 

@@ -94,11 +94,18 @@ def split(text: str) -> list[str]:
 
 
 def as_markdown(block: str, following: list[str]) -> str:
-    """Return a paragraph as Markdown, with the formula that follows it, which is taken off the list."""
+    """Return a paragraph as Markdown, with the formula that follows it, which is taken off the list.
+
+    Example:
+        >>> as_markdown("With m the mass::", ["    L = m"]).splitlines()[0], as_markdown("::", ["    L = m"])[:2]
+        ('With m the mass:', '$$')
+    """
     if not block.endswith("::"):
         return block
     shown = formulas.display(dedent(following.pop(0)))
-    return f"{re.sub(r' *::$', lambda m: '' if m[0].startswith(' ') else ':', block)}\n\n{shown}".strip()
+    words = block.removesuffix("::")
+    colon = ":" if words.strip() and not words.endswith(" ") else ""
+    return f"{words.rstrip()}{colon}\n\n{shown}".strip()
 
 
 def linked(text: str) -> str:

@@ -98,8 +98,9 @@ PATHS = {
 def facts(name: str, made: Any) -> str:
     """Return the facts of an objective as a table."""
     known = made.facts
+    side = "an upper" if known.upper else "a lower"
     rows = [
-        ("what it is", known.exempt.get("bound", "a lower bound on log p(x), in expectation")),
+        ("what it is", known.exempt.get("bound", f"{side} bound on log p(x), in expectation")),
         ("trained by", "making it small, which fits the guide alone" if known.upper else "making it large"),
         ("smallest number of particles", str(known.min_particles)),
         ("gradients reach the guide by", "draws of its own" if isinstance(made, type) else PATHS[known.path]),

@@ -6,7 +6,7 @@ import re
 import yaml
 
 from docs.generating import results
-from docs.generating.writing import ROOT, Pages, toctree
+from docs.generating.writing import ROOT, Pages, table, toctree
 
 # Where links of these pages lead on the site; what is not here becomes plain text.
 PLACES = {
@@ -61,8 +61,19 @@ def write_tutorials(pages: Pages) -> None:
     paths = sorted((ROOT / "tutorials").glob("*.ipynb"))
     for path in paths:
         pages.write(f"tutorials/{path.name}", notebook(path.read_text()))
-    contents = toctree([path.stem for path in paths], maxdepth="1")
-    pages.write("tutorials/index.md", f"# Tutorials\n\n{TUTORIALS}\n\n{contents}")
+    contents = toctree([path.stem for path in paths], maxdepth="1", hidden="")
+    rows = [beginning(path.read_text(), path.name) for path in paths]
+    listed = table(("tutorial", "in short"), rows)
+    pages.write("tutorials/index.md", f"# Tutorials\n\n{TUTORIALS}\n\n{listed}\n\n{contents}")
+
+
+def beginning(text: str, name: str) -> tuple[str, str]:
+    """Return a link to a notebook by its title, and its first two sentences."""
+    first = "".join(json.loads(text)["cells"][0]["source"])
+    title, _, rest = first.strip().partition("\n")
+    paragraph = " ".join(rest.split("\n\n#")[0].split())
+    sentence = " ".join(re.split(r"(?<=[.?!])(?<!al\.)\s", paragraph, maxsplit=2)[:2])
+    return f"[{title.lstrip('# ')}]({name})", from_repository(sentence, "tutorials/").replace("|", "\\|")
 
 
 def notebook(text: str) -> str:
