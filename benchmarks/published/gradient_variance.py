@@ -27,8 +27,12 @@ DRAWS, ADAPTED = 400, 500
 
 
 def estimators() -> Mapping[str, nn.Module]:
-    """Return what is compared, each with its own state."""
-    return {"NVIL": objectives.NVIL(x_dim=784), "MuProp": objectives.MuProp(), "REBAR": objectives.REBAR()}
+    """Return what is compared, each with its own state, and all of them estimates of one gradient."""
+    return {
+        "NVIL": objectives.NVIL(x_dim=784, normalise=False),
+        "MuProp": objectives.MuProp(),
+        "REBAR": objectives.REBAR(),
+    }
 
 
 def batches(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
