@@ -81,7 +81,8 @@ EXPERIMENT = Experiment(
     "trajectory, at steps 959 and 1,918; natural logarithm of the variance of an element of the gradient.",
     deviation="Static MNIST in place of Omniglot. The variance is over draws on one batch, for the guide's "
     f"parameters, the estimators' own ones having learnt from {ADAPTED} batches there; in the source it is "
-    "a running one over steps.",
+    "a running one over steps. NVIL does not divide by its signal's deviation, so that all estimate one "
+    "gradient.",
     settings={SETTING: measured},
     published={
         (SETTING, f"{name}, {at}"): Published(value, README)
