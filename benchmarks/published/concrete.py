@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 import ppl_vae as pv
-from benchmarks.published.records import Clock, Difference, Experiment, Figures, Published
+from benchmarks.published.records import Difference, Experiment, Figures, Published, fitted
 from ppl_vae import objectives
 
 X_DIM, Z_DIM = 784, 200
@@ -103,7 +103,6 @@ def trained(kind: str, by: str, seed: int, folder: Path) -> Figures:
     """Train a network by one of the two, and evaluate its discrete form."""
     data = pv.data.load("static_mnist")
     torch.manual_seed(seed)
-    clock = Clock(folder)
     logits, hidden = nn.Parameter(torch.zeros(Z_DIM)), HIDDEN[kind]
     decoder, encoder = network(Z_DIM, hidden, X_DIM), network(X_DIM, hidden, Z_DIM)
     with torch.no_grad():
@@ -112,7 +111,7 @@ def trained(kind: str, by: str, seed: int, folder: Path) -> Figures:
     discrete = Model(logits, decoder, Bits()), Guide(encoder, Bits())
     relaxed = Model(logits, decoder, Between(PRIOR)), Guide(encoder, Between(POSTERIOR))
     pair, objective = {"VIMCO": (discrete, objectives.vimco), "Concrete": (relaxed, objectives.iwae)}[by]
-    fit = pv.fit(
+    _, cost = fitted(
         *(*pair, data.train),
         objective=objective,
         particles=PARTICLES,
@@ -120,17 +119,12 @@ def trained(kind: str, by: str, seed: int, folder: Path) -> Figures:
         batch_size=BATCH,
         optimizer=partial(torch.optim.Adam, lr=RATES[kind]),
         seed=seed,
-        out=folder / "run",
-        resume=True,
-        callbacks=[clock],
-        progress=False,
+        folder=folder,
     )
-    seconds = clock.seconds()
     evaluation = pv.evaluate(*(*discrete, data), particles=TEST_PARTICLES, out=folder / "evaluation.pt", progress=False)
     return {
         FIGURE: evaluation.mean,
-        "steps": -(-len(data.train) // BATCH) * len(fit.history["epoch"]),
-        "seconds": seconds,
+        **cost,
     }
 
 

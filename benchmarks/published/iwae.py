@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import ppl_vae as pv
-from benchmarks.published.records import Clock, Difference, Experiment, Figures, Published
+from benchmarks.published.records import Difference, Experiment, Figures, Published, fitted
 from ppl_vae import objectives
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.vae import VAE
@@ -83,9 +83,8 @@ def trained(objective: Callable[..., Tensor], particles: int, seed: int, folder:
     grey, test = pv.data.load("mnist"), pv.data.load("mnist", binarize="dynamic").test
     train = torch.cat([grey.train, grey.valid])[:TRAINED]
     torch.manual_seed(seed)
-    clock = Clock(folder)
     model, guide = programs(train)
-    fit = pv.fit(
+    _, cost = fitted(
         *(model, guide, train),
         objective=objective,
         particles=particles,
@@ -95,12 +94,8 @@ def trained(objective: Callable[..., Tensor], particles: int, seed: int, folder:
         scheduler=partial(LambdaLR, lr_lambda=rate),
         transform=pv.data.binarize,
         seed=seed,
-        out=folder / "run",
-        resume=True,
-        callbacks=[clock],
-        progress=False,
+        folder=folder,
     )
-    seconds = clock.seconds()
     some = pv.data.binarize(train[:UNITS])
     evaluation = pv.evaluate(
         *(model, guide, test), particles=TEST_PARTICLES, out=folder / "evaluation.pt", progress=False
@@ -109,8 +104,7 @@ def trained(objective: Callable[..., Tensor], particles: int, seed: int, folder:
         "test L_5000": evaluation.mean,
         "test ELBO": float(evaluation.elbo.mean()),
         "active units": float(pv.active_units(guide, some, progress=False).count),
-        "steps": TRAINED // BATCH * len(fit.history["epoch"]),
-        "seconds": seconds,
+        **cost,
     }
 
 

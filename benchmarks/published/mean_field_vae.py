@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import ppl_vae as pv
-from benchmarks.published.records import Clock, Experiment, Figures, Published
+from benchmarks.published.records import Experiment, Figures, Published, fitted
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.vae import VAE
 
@@ -23,29 +23,23 @@ def after(steps: int, particles: int, seed: int, folder: Path) -> Figures:
     """Train for so many steps, keep the best on validation data, and evaluate."""
     data = pv.data.load("static_mnist")
     torch.manual_seed(seed)
-    clock = Clock(folder)
     model, guide = VAE(**SIZES), Normal(**SIZES)
     # The source's loss is the sum over the batch, which for RMSprop is an epsilon that much smaller.
     rmsprop = partial(torch.optim.RMSprop, lr=1e-3, centered=True, eps=1e-8 / BATCH)
-    fit = pv.fit(
+    fit, cost = fitted(
         *(model, guide, data),
         epochs=round(steps / STEPS_AN_EPOCH),
         batch_size=BATCH,
         optimizer=rmsprop,
         seed=seed,
-        out=folder / "run",
-        resume=True,
-        callbacks=[clock],
-        progress=False,
+        folder=folder,
     )
-    seconds = clock.seconds()
     evaluation = pv.evaluate(model, guide, data, particles=particles, out=folder / "evaluation.pt", progress=False)
     return {
         "test log p(x)": evaluation.mean,
         "test ELBO": float(evaluation.elbo.mean()),
         "validation ELBO": fit.best["bound"],
-        "steps": STEPS_AN_EPOCH * len(fit.history["epoch"]),
-        "seconds": seconds,
+        **cost,
     }
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import pyro
 import torch
+from torch import nn
+
+import ppl_vae as pv
 
 Figures = Mapping[str, float]
 # From a seed, and a folder in which to go on where an earlier try was stopped.
@@ -98,6 +101,16 @@ class Clock:
         total, self.since = before + now - self.since, now
         self.file.write_text(f"{total}\n")
         return total
+
+
+def fitted(
+    model: nn.Module, guide: nn.Module, data: Any, seed: int, folder: Path, batch_size: int, **options: Any
+) -> tuple[pv.Fit, Figures]:
+    """Train in a folder, or go on there; return what training did, and its cost."""
+    clock, rows = Clock(folder), len(getattr(data, "train", data))
+    given = {"seed": seed, "batch_size": batch_size, **options}
+    fit = pv.fit(model, guide, data, out=folder / "run", resume=True, callbacks=[clock], progress=False, **given)
+    return fit, {"steps": -(-rows // batch_size) * len(fit.history["epoch"]), "seconds": clock.seconds()}
 
 
 def slug(words: str) -> str:

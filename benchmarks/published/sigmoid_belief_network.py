@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ppl_vae as pv
-from benchmarks.published.records import Clock, Experiment, Figures, Published
+from benchmarks.published.records import Experiment, Figures, Published, fitted
 
 LAYERS = (784, 200, 200, 200)
 PARTICLES, BATCH, EPOCHS = 5, 24, 4
@@ -107,10 +107,9 @@ def trained(seed: int, folder: Path) -> Figures:
     """Train for four epochs; the bounds of each, and that of the validation data after the first."""
     data = pv.data.load("static_mnist")
     torch.manual_seed(seed)
-    clock = Clock(folder)
     model, guide = Network(), Recognition()
     steps = math.ceil(TRAINED / BATCH)
-    fit = pv.fit(
+    fit, cost = fitted(
         *(model, guide, data),
         objective=pv.objectives.vimco,
         particles=PARTICLES,
@@ -118,15 +117,11 @@ def trained(seed: int, folder: Path) -> Figures:
         batch_size=BATCH,
         optimizer=partial(AdamByEpoch, lr=1e-3, steps=steps, decay=BATCH / TRAINED),
         seed=seed,
-        out=folder / "run",
-        resume=True,
-        callbacks=[clock],
-        progress=False,
+        folder=folder,
     )
-    seconds = clock.seconds()
     figures = {f"training bound, epoch {i}": value for i, value in enumerate(fit.history["train_bound"], start=1)}
     figures |= {"validation bound, epoch 1": fit.history["valid_bound"][0]}
-    return figures | {"steps": EPOCHS * steps, "seconds": seconds}
+    return figures | cost
 
 
 LOG = "J. van Amersfoort, README of y0ast/VIMCO"

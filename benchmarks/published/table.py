@@ -31,8 +31,8 @@ HEAD = """
 # Published results, run again
 
 Written by `python -m benchmarks.published table` from the files in `results/`, one a run; do not edit. Each experiment
-is a module here and a command, `python -m benchmarks.published run NAME`, which goes on where it was stopped and
-repeats nothing that has a file. Data sets are looked for where `PPL_VAE_DATA` says.
+is a module here and a command, `python -m benchmarks.published run NAME`, which repeats nothing that has a file and
+goes on where it was stopped (runs of some minutes begin anew). Data sets are looked for where `PPL_VAE_DATA` says.
 
 Figures are in nats per datum unless they say otherwise; larger is better for bounds and log-likelihoods. Ours are means
 and standard deviations over seeds (the number in brackets where it is not three), differences are taken seed by seed. A

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ppl_vae as pv
-from benchmarks.published.records import Clock, Difference, Experiment, Figures, Published
+from benchmarks.published.records import Difference, Experiment, Figures, Published, fitted
 from ppl_vae import distributions, objectives, priors
 from ppl_vae.guides.normal import Normal
 from ppl_vae.models.vae import VAE
@@ -91,34 +91,28 @@ def trained(prior: Callable[[nn.Module], nn.Module], seed: int, folder: Path) ->
     """Train with KL warm-up, keep the best on validation data, and evaluate."""
     data = pv.data.load("static_mnist")
     torch.manual_seed(seed)
-    clock = Clock(folder)
     encoder = nn.Sequential(network(X_DIM, 2 * Z_DIM), ToNormalWithin())
     decoder = nn.Sequential(network(Z_DIM, X_DIM), pv.nets.ToBernoulli())
     guide = Normal(X_DIM, Z_DIM, encoder=encoder)
     model = VAE(X_DIM, Z_DIM, prior=prior(encoder), decoder=decoder)
     steps = len(data.train) // BATCH
     beta = objectives.linear(0.0, 1.0, steps=WARM_UP * steps)
-    fit = pv.fit(
+    _, cost = fitted(
         *(model, guide, data),
         objective=objectives.Scheduled(objectives.beta_elbo, beta=beta),
         epochs=EPOCHS,
         batch_size=BATCH,
         optimizer=partial(AdamNormGrad, lr=5e-4),
         seed=seed,
-        out=folder / "run",
-        resume=True,
-        callbacks=[clock],
-        progress=False,
+        folder=folder,
     )
-    seconds = clock.seconds()
     evaluation = pv.evaluate(
         *(model, guide, data), particles=TEST_PARTICLES, out=folder / "evaluation.pt", progress=False
     )
     return {
         "test log p(x)": evaluation.mean,
         "test ELBO": float(evaluation.elbo.mean()),
-        "steps": steps * len(fit.history["epoch"]),
-        "seconds": seconds,
+        **cost,
     }
 
 
