@@ -13,9 +13,9 @@ deterministic, latents are drawn on the way down, in the model's order, so that 
 | ------ | --------------------------------- | -------- |
 | z_l    | "z" (one layer), "z1", "z2", ...  | (z_dim,) |
 
-Reference: C. K. Sonderby, T. Raiko, L. Maaloe, S. K. Sonderby, O. Winther, "Ladder Variational Autoencoders", NeurIPS
-2016, https://arxiv.org/abs/1602.02282. (Without its batch normalisation, under which a datum's posterior would depend
-on the others of the batch.)
+Reference: C. K. Sonderby et al., "Ladder Variational Autoencoders", NeurIPS 2016, https://arxiv.org/abs/1602.02282
+(without its batch normalisation, which would make posteriors depend on the rest of a batch). Warm up the divergence, as
+there, or upper layers stay unused: ``objectives.Scheduled(objectives.beta_elbo, beta=objectives.linear(0, 1, 1500))``.
 
 Example:
     >>> from ppl_vae.guides.ladder import Ladder

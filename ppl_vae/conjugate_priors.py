@@ -12,6 +12,9 @@ __all__ = ["Wishart", "dirichlet_mode", "hyper_parameter", "positive", "with_pri
 def hyper_parameter(value: float | Tensor, *shape: int) -> Tensor:
     """Return a prior's parameter in full: a number or a tensor that broadcasts to the shape.
 
+    A number has the digits of torch's default dtype, and keeps these in ``model.double()``: 0.1 is 0.10000000149 there.
+    Give a tensor of doubles where that matters.
+
     Example:
         >>> hyper_parameter(2.0, 3)
         tensor([2., 2., 2.])
