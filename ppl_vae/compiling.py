@@ -142,6 +142,7 @@ class Compiled:
             self._go_on(batch)
         key, rows = self._key(batch), batch[0].shape[0]
         if _same(key, self._last[0]) and self._last[1].serves(rows):  # faster than a look-up
+            self._misses = 0
             return self._last[1]
         for graph in self.graphs.get(key, ()):
             if graph.serves(rows):

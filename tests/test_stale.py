@@ -349,6 +349,18 @@ def test_what_changes_all_the_time_is_named(case, uncompiled):
     assert step.graphs == 1
 
 
+def test_misses_among_batches_that_the_graph_serves_are_not_in_a_row(uncompiled, recwarn):
+    step = steps_of(lambda: (Model(), Guide()))[1]
+    step.model.unused = 1.0
+    for i in range(30):
+        for value in (1.0, 2.0 + i):
+            step.model.unused = value
+            step(X)
+            step(X[:2])
+    assert step.graphs == 1
+    assert not [warning for warning in recwarn if "in a row" in str(warning.message)]
+
+
 def test_draws_that_are_kept_do_not_put_off_a_graph(uncompiled, monkeypatch):
     """Without a plan, a graph comes once so many steps have run that it would have paid."""
     monkeypatch.setattr(compiling, "SECONDS_TO_COMPILE", 5 * compiling.SECONDS_SAVED)
