@@ -4,7 +4,7 @@ Posterior family, for each datum::
 
     q(c | x) = prod_i Categorical(c_i; softmax(encoder(x)_i))
 
-Under a uniform prior, with C codes,
+Under a uniform prior, with C codes::
 
     KL(q || p) = positions log C - sum_i H(q(c_i | x))
 

@@ -4,8 +4,8 @@ Posterior family, for each datum::
 
     q() = 1
 
-All latents of the model are discrete and marked for enumeration, so that nothing is left to draw. One particle is
-enough: its weight is p(x) exactly, and every bound equals log p(x).
+The model has no latents, or all of them are discrete and marked for enumeration, so that nothing is left to draw. One
+particle is enough: its weight is p(x) exactly, and every bound equals log p(x).
 
 | symbol | site | shape |
 | ------ | ---- | ----- |

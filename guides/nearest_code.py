@@ -4,7 +4,7 @@ Posterior family, for each datum::
 
     q(c | x) = prod_i 1[c_i = argmin_j |encoder(x)_i - e_j|^2]
 
-so that log q = 0 at its codes. Under a uniform prior over C codes
+so that log q = 0 at its codes. Under a uniform prior over C codes::
 
     ELBO = log p(x | c) - positions log C,    KL(q || p) = positions log C
 

@@ -7,9 +7,11 @@ Posterior family, for each datum::
 
 y is enumerated, so that the ELBO is the paper's, L(x, y) with a label and U(x) without::
 
-    L(x, y) = E_q(z|x,y)[log p(x, y, z) - log q(z | x, y)]        U(x) = sum_y q(y | x) L(x, y) + H(q(y | x))
+    L(x, y) = E_q(z|x,y)[log p(x, y, z) - log q(z | x, y)]
+    U(x)    = sum_y q(y | x) L(x, y) + H(q(y | x))
 
-A labelled row adds ``alpha log q(y | x)`` to what is maximised, as "penalty_classifier", from which q(y | x) learns.
+A labelled row adds ``alpha log q(y | x)`` to what is maximised, from which q(y | x) learns: the factor
+"penalty_classifier", with the opposite sign, as a guide's factors are taken off.
 
 | symbol              | site                 | shape    |
 | ------------------- | -------------------- | -------- |

@@ -3,7 +3,7 @@
 Generative process, for each datum::
 
     z ~ p(z), N(0, I) unless told otherwise
-    x_d ~ p(x_d | z), independent given z = decoder(z), for all d
+    x_d ~ p(x_d | z) = decoder(z)_d, independently for all d
     p(x_observed | z) = prod_(d observed) p(x_d | z)
 
 Values are missing at random. Those of x that stand in missing places are never read; they may be NaN.

@@ -200,8 +200,9 @@ def check_order(model_trace: Any, guide_trace: Any) -> None:
     found = [name for name in drawn if name in order]
     if order != found:
         raise ContractError(
-            "guide: a closed-form KL holds only when a latent's prior depends on nothing drawn later, and it draws "
-            f"{_names(found)}, the model {_names(order)}, in this order; draw in the model's order, or train on elbo"
+            "guide: a closed-form KL holds only when a latent's prior depends on nothing drawn later, and the guide "
+            f"draws in another order; it draws {_names(found)}, the model {_names(order)}: draw in the model's order, "
+            "or train on elbo"
         )
 
 

@@ -203,12 +203,13 @@ def refuse_dreams(guide: Program) -> None:
         >>> refuse_dreams(lambda x, index: None)
         Traceback (most recent call last):
         ...
-        ppl_vae.contract.ContractError: guide: it names index, and data that the model draws have no row...
+        ppl_vae.contract.ContractError: guide: it names index, as it has parameters for the rows of the data...
     """
     if _names_rows(guide):
         raise ContractError(
-            f"guide: it names {INDEX}, and data that the model draws have no row, so that dreams teach it nothing; "
-            "leave out the sleep phase (WakeSleep(sleep=0), or rws), or take a guide that reads its latents off x"
+            f"guide: it names {INDEX}, as it has parameters for the rows of the data, and data that the model draws "
+            "have no row, so that dreams teach it nothing; leave out the sleep phase (WakeSleep(sleep=0), or rws), or "
+            "take a guide that reads its latents off x"
         )
 
 

@@ -46,7 +46,7 @@ def weigh(
     are summed out of ``log_p`` exactly; those of the guide take every value, on an axis of their own.
 
     Args:
-        model: Pyro program; see the contract in ARCHITECTURE.md.
+        model: Pyro program that keeps to the contract; see `check`.
         guide: Pyro program with the same arguments.
         x: a batch: a tensor, or a tuple of tensors that the programs take in this order.
         particles: K, the number of draws per datum.

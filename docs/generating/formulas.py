@@ -59,7 +59,7 @@ def prepared(text: str) -> str:
     """Return a line with fractions of short parts, conditions and transposed matrices written as LaTeX has them."""
     text = re.sub(r"(?<=[^,\s])  +(?=[=~+])|(?<=[:+])  +", " ", text)
     text = re.sub(r"(?<=[a-z])\|(?=[a-z])| \| |(?<=x) given ", r" \\mid ", text)
-    text = re.sub(r"\b(\w)/\((\w+[-+]\d)\)|\b(d)/(d\w+)\b", _fraction, text)
+    text = re.sub(r"\b(\w)/\((\w+[-+]\w+)\)|\b(d)/(d\w+)\b", _fraction, text)
     text = re.sub(r"(?<![\w^)])\((\w+[-+]\d)\)/(\w)\b", _fraction, text)
     text = re.sub(r"(?<![\w^)/])(\w)/(\w)\b(?!\()|(?<![\w^)/])\((\w)/(\w)\)", _fraction, text)
     text = re.sub(r"\bsqrt\((\w)\)", r"\\sqrt{\1}", re.sub(r"\bz(\d)\b", r"z_\1", text))
@@ -112,7 +112,8 @@ class _Reader:
     def script(self, shown: str, sign: str) -> str:
         """Return one index or power."""
         if shown.startswith(r"\mathbb{E}"):
-            return self.read("[").removeprefix("( ").removesuffix(" )")
+            inner = self.read("[")
+            return inner[2:-2] if inner.startswith("( ") and inner.endswith(" )") else inner
         if self.text[self.at] in "({":
             close = {"(": ")", "{": "}"}[self.text[self.at]]
             self.at += 1

@@ -30,6 +30,12 @@ def write(pages: Pages) -> None:
 
 HEADINGS = ("`pv.objectives`", "in short", "value")
 WEIGHTS = "with $m$ the mass of a particle ($1/K$ of one that is drawn) and $w_k = p(x, z_k) / q(z_k \\mid x)$."
+# What else stands in the formulas, by how it begins there.
+SYMBOLS = {
+    "D_": "$D_k = \\log q(z_k \\mid x) / p(z_k)$, and $D_{ik}$ is that of site $i$.",
+    "L_(-k)": "$L_{-k}$ is the bound without particle $k$, $L_K$ that of all.",
+    "b_": "$0 = b_0 < b_1 < \\dots = 1$ are the points of the path (`betas`).",
+}
 INTRODUCTIONS = {
     "bounds": (
         "Each is a function from `pv.Particles` to one number per datum, in nats. Gradients differ where formulas "
@@ -66,7 +72,7 @@ def page(name: str, made: Any) -> str:
     parts = [
         f"# {name}",
         f"`pv.objectives.{name}`: {advice()[name]['short']}",
-        f"## Value\n\n$$\n{formulas.latex(made.facts.formula)}\n$$\n\n{WEIGHTS}",
+        f"## Value\n\n$$\n{formulas.latex(made.facts.formula)}\n$$\n\n{symbols(made.facts.formula)}",
         *explained(made),
         f"## When to use it\n\n{advice()[name]['when']}",
         f"## Facts\n\n{facts(name, made)}",
@@ -75,6 +81,11 @@ def page(name: str, made: Any) -> str:
         f"## In the API\n\n{entry(name, made)}",
     ]
     return "\n\n".join(parts)
+
+
+def symbols(text: str) -> str:
+    """Say what stands in a formula."""
+    return " ".join([WEIGHTS, *(said for begin, said in SYMBOLS.items() if begin in text)])
 
 
 def explained(made: Any) -> list[str]:
@@ -98,12 +109,14 @@ PATHS = {
 def facts(name: str, made: Any) -> str:
     """Return the facts of an objective as a table."""
     known = made.facts
-    side = "an upper" if known.upper else "a lower"
+    bound = f"{'an upper' if known.upper else 'a lower'} bound on log p(x), in expectation"
+    if "bound" in known.exempt:
+        bound = f"no bound on log p(x) in general: {known.exempt['bound']}"
     rows = [
-        ("what it is", known.exempt.get("bound", f"{side} bound on log p(x), in expectation")),
-        ("trained by", "making it small, which fits the guide alone" if known.upper else "making it large"),
+        ("its value", bound),
+        ("trained by", "minimising it, which fits the guide alone" if known.upper else "maximising it"),
         ("smallest number of particles", str(known.min_particles)),
-        ("gradients reach the guide by", "draws of its own" if isinstance(made, type) else PATHS[known.path]),
+        ("gradients reach the guide by", "what its formula says" if isinstance(made, type) else PATHS[known.path]),
         *((f"latents {kind}", kinds(name, guides)) for kind, guides in KINDS.items()),
         ("linear in the log-weights", "yes: a scale on a single site keeps its meaning" if known.linear else "no"),
         ("written as", "a module with `estimate`" if isinstance(made, type) else "a function of particles"),
@@ -113,7 +126,7 @@ def facts(name: str, made: Any) -> str:
     if known.discrete:
         rows.append(("made for", "draws without a path; where all have one it does nothing of its own"))
     rows += [(LAWS[law], reason) for law, reason in known.exempt.items() if law != "bound"]
-    return table(("fact", ""), rows)
+    return table(("fact", "here"), rows)
 
 
 # Guides that stand for each kind of latents.

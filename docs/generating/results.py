@@ -37,8 +37,8 @@ def applicability() -> dict[Names, Reasons]:
 PAIRS = """# Which pairs, which objectives
 
 A guide fits a model when it draws what the model leaves latent: the same names, shapes and supports. Any of these pairs
-can be weighed, evaluated and trained. `ppl-vae pairs` finds them by running all of them, and prints this table: x where
-an objective trains a pair, a letter where mathematics has a reason against it.
+can be weighed, evaluated and trained. `ppl-vae pairs` finds them by running all of them, and prints this table: a check
+mark where an objective trains a pair, a letter where mathematics has a reason against it.
 
 Models whose latents are shared by all data ([`bayesian_gaussian_mixture`](zoo/models/bayesian_gaussian_mixture.md) and
 others) are for `pv.cavi` and `pv.em`; the guide [`implicit`](zoo/guides/implicit.md), which has no density, is trained
@@ -57,12 +57,12 @@ def pairs() -> str:
         columns.setdefault(column, []).append(name)
     legend = [f"{i}. {', '.join(link(name) for name in names)}" for i, names in enumerate(columns.values(), start=1)]
     rows = [
-        (program("models", model), program("guides", guide), *(column[row] for column in columns))
+        (program("models", model), program("guides", guide), *(column[row].replace("x", "✓") for column in columns))
         for row, (model, guide) in enumerate(found)
     ]
     headings = ("model", "guide", *(str(i) for i in range(1, len(columns) + 1)))
     reasons = [f"({mark}) {reason}" for reason, mark in marks.items()]
-    said = "Columns, each of objectives that stand alike with all pairs:"
+    said = "Each column groups objectives that train the same pairs (`EUBO` once it is given draws of the posterior):"
     return "\n\n".join([PAIRS, said, "\n".join(legend), table(headings, rows), "Reasons:", "\\\n".join(reasons)])
 
 

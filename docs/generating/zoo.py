@@ -1,13 +1,14 @@
 """A page for each program of the zoo: its process, symbols, graph, picture, partners, and its constructor."""
 
 import inspect
+import re
 from functools import cache
 from typing import Any
 
 from docs.generating import graphs, results
 from docs.generating.docstrings import Docstring, taken_apart
 from docs.generating.formulas import display
-from docs.generating.writing import DOCS, Pages, directive, table, toctree
+from docs.generating.writing import DOCS, ROOT, Pages, directive, table, toctree
 from ppl_vae import zoo
 
 KINDS = {"models": "Models", "guides": "Guides"}
@@ -26,13 +27,30 @@ INTRODUCTIONS = {
 def write(pages: Pages) -> None:
     """Write the pages of all programs and the lists of both kinds."""
     for kind, heading in KINDS.items():
-        programs = {name: described(program) for name, program in zoo.discover(kind).items()}
+        programs = {name: described(zoo.discover(kind)[name]) for name in in_order(kind)}
         for name, program in zoo.discover(kind).items():
             pages.write(f"zoo/{kind}/{name}.md", page(kind, name, program))
         rows = [(f"[`{name}`]({kind}/{name}.md)", doc.summary) for name, doc in programs.items()]
         contents = toctree([f"{name} <{kind}/{name}>" for name in programs], hidden="", maxdepth="1")
         listed = f"# {heading}\n\n{INTRODUCTIONS[kind]}\n\n{table((kind[:-1], 'what it is'), rows)}\n\n{contents}"
         pages.write(f"zoo/{kind}.md", listed)
+
+
+def in_order(kind: str) -> list[str]:
+    """Return the names of all programs of a kind in the order of README's tables, which has like beside like.
+
+    Raises:
+        ValueError: README has another set of them.
+
+    Example:
+        >>> in_order("models")[:3]
+        ['vae', 'hierarchical', 'gmvae']
+    """
+    rows = re.search(rf"^\| in \[`{kind}/`\].*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    names = [name for row in rows.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    if wrong := {*names} ^ {*zoo.discover(kind)}:
+        raise ValueError(f"README.md: these {kind} are in one of its table and the folder: {', '.join(sorted(wrong))}")
+    return names
 
 
 @cache

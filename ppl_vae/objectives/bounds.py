@@ -80,7 +80,7 @@ def iwae(particles: Particles) -> Tensor:
 
 
 @objective(
-    formula="log sum_k m w_k^(1-alpha) / (1-alpha)",
+    formula="1/(1-alpha) log sum_k m w_k^(1-alpha)",
     reference="Y. Li, R. Turner 2016, arXiv:1602.02311",
 )
 def renyi(particles: Particles, alpha: float = 0.5) -> Tensor:
@@ -88,7 +88,7 @@ def renyi(particles: Particles, alpha: float = 0.5) -> Tensor:
 
     With m the mass of a particle (1/K for a drawn one)::
 
-        L_alpha = log sum_k m w_k^(1-alpha) / (1-alpha)
+        L_alpha = 1/(1-alpha) log sum_k m w_k^(1-alpha)
 
     ``alpha=0`` is `iwae`, ``alpha=1`` is the limit, `elbo`, and ``-inf`` the largest log-weight. In
     the limit of many particles the bound falls in alpha, and lies above log p(x) for negative alpha;
@@ -141,7 +141,7 @@ def power_mean(particles: Particles, power: float | Tensor) -> Tensor:
 
 
 @objective(
-    formula="log sum_k m w_k^n / n",
+    formula="1/n log sum_k m w_k^n",
     reference="A. Dieng et al. 2017, arXiv:1611.00328",
     upper=True,
     exempt={"bound": "the logarithm of the estimate is an upper bound only as K grows"},
@@ -151,7 +151,7 @@ def cubo(particles: Particles, n: float = 2.0) -> Tensor:
 
     With m the mass of a particle (1/K for a drawn one)::
 
-        CUBO_n = log E_q[w^n] / n >= log p(x),    estimated by log sum_k m w_k^n / n
+        CUBO_n = 1/n log E_q[w^n] >= log p(x),    estimated by 1/n log sum_k m w_k^n
 
     ``exp(n * estimate)`` is unbiased for the moment ``E_q[w^n]``. The logarithm of the estimate is
     not an upper bound on log p(x): by Jensen's inequality it lies below CUBO_n in expectation, with
@@ -196,7 +196,7 @@ def miwae(particles: Particles, groups: int = 1) -> Tensor:
 
     With K particles in M groups of K / M::
 
-        L_{M, K/M} = 1/M sum_m log (M/K) sum_{k in group m} w_k
+        L_{M, K/M} = 1/M sum_g log (M/K) sum_{k in group g} w_k
 
     Less tight than `iwae` on all of them, with a guide gradient of higher signal-to-noise ratio.
 

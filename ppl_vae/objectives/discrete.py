@@ -88,7 +88,9 @@ def vimco(particles: Particles) -> Tensor:
 
     For sites drawn without reparameterisation, with w_(-k) the geometric mean of the other weights::
 
-        signal_k = L_K - log 1/K (w_(-k) + sum_{l != k} w_l)
+        signal_k = L_K - v_k - log 1/K (w_(-k) + sum_{l != k} w_l)
+
+    The term v_k, the normalised weight, comes from log q in the weights.
 
     Args:
         particles: K >= 2.
@@ -119,7 +121,9 @@ def vimco_arithmetic(particles: Particles) -> Tensor:
 
     For sites drawn without reparameterisation::
 
-        signal_k = L_K - log 1/(K-1) sum_{l != k} w_l
+        signal_k = L_K - v_k - log 1/(K-1) sum_{l != k} w_l
+
+    The term v_k, the normalised weight, comes from log q in the weights.
 
     Args:
         particles: K >= 2.

@@ -20,6 +20,7 @@ __all__ = ["EUBO", "WakeSleep"]
     formula="log sum_k m w_k",
     reference="G. Hinton et al. 1995, doi:10.1126/science.7761831; J. Bornschein, Y. Bengio 2015, arXiv:1406.2751",
     path=Path.NONE,
+    exempt={"unbiased": "model and guide learn from divergences of their own, with self-normalised weights"},
 )
 class WakeSleep(nn.Module):
     """Wake-sleep: the model learns awake, the guide awake and from dreams.

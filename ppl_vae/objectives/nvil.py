@@ -37,6 +37,7 @@ class _Rows(nn.Module):
     reference="A. Mnih, K. Gregor 2014, arXiv:1402.0030",
     linear=True,
     discrete=True,
+    exempt={"unbiased": "it is divided by a running standard deviation, unless normalise=False"},
 )
 class NVIL(nn.Module):
     """The ELBO by the score function, with NVIL's baselines and variance normalisation.

@@ -82,7 +82,7 @@ def stl(particles: Particles, bound: Callable[[Particles], Tensor] = elbo) -> Te
 
 
 @objective(
-    formula="log sum_k m w_k^(1-alpha) / (1-alpha)",
+    formula="1/(1-alpha) log sum_k m w_k^(1-alpha)",
     reference="G. Tucker et al. 2019, arXiv:1810.04152",
     path=Path.STOPPED,
 )
@@ -142,7 +142,7 @@ def piwae(particles: Particles, groups: int = 1) -> Tensor:
 
     With K particles in M groups::
 
-        d/dtheta of log sum_k m w_k,    d/dphi of 1/M sum_m log (M/K) sum_{k in group m} w_k
+        d/dtheta of log sum_k m w_k,    d/dphi of 1/M sum_g log (M/K) sum_{k in group g} w_k
 
     Parameters are told apart by how they enter: those of log p at given draws learn from the first,
     all else from the second.

@@ -20,6 +20,7 @@ __all__ = ["Concrete", "StraightThrough", "StraightThroughGumbel"]
     formula="sum_k m log w_k (or another bound)",
     reference="C. Maddison et al. 2017, arXiv:1611.00712; E. Jang et al. 2017, arXiv:1611.01144",
     discrete=True,
+    exempt={"unbiased": "it is that of the relaxed bound, at another place than the value"},
 )
 class Concrete(nn.Module):
     """A bound trained with discrete sites relaxed: Concrete, or Gumbel-softmax.
@@ -92,6 +93,7 @@ def _hard_from(noise: dict[str, Tensor]) -> Rule:
     formula="sum_k m log w_k (or another bound)",
     reference="Y. Bengio et al. 2013, arXiv:1308.3432",
     discrete=True,
+    exempt={"unbiased": "draws are taken for their means"},
 )
 class StraightThrough(nn.Module):
     """A bound whose gradient goes straight through discrete draws, as if each were its mean.
@@ -157,6 +159,7 @@ class StraightThrough(nn.Module):
     formula="sum_k m log w_k (or another bound)",
     reference="E. Jang et al. 2017, arXiv:1611.01144",
     discrete=True,
+    exempt={"unbiased": "draws are taken for their relaxations"},
 )
 class StraightThroughGumbel(StraightThrough):
     """A bound whose gradient goes through the relaxation of discrete draws: straight-through Gumbel.
