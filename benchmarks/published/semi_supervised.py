@@ -45,7 +45,7 @@ class Model(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", dist.Normal(x.new_zeros(Z_DIM), 1.0).to_event(1))
             y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(Y_DIM)), obs=y)
-            logits = self.decoder(joined(z, y))
+            logits = of_both(self.decoder, z, y)
             # Of grey levels this is no density: a factor, which counts as the source has it count.
             pyro.factor("x", -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1))
 
@@ -68,14 +68,16 @@ class Guide(nn.Module):
             if y is None:
                 q = dist.OneHotCategorical(logits=self.classifier(x))
                 y = pyro.sample("y", q, infer=dict(self.infer))
-            loc, log_scale = self.encoder(joined(x, y)).chunk(2, -1)
+            loc, log_scale = of_both(self.encoder, x, y).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def joined(left: Tensor, right: Tensor) -> Tensor:
-    """Return both side by side, whatever axes they have left of their own."""
-    axes = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
-    return torch.cat([left.expand(*axes, -1), right.expand(*axes, -1)], -1)
+def of_both(net: nn.Sequential, left: Tensor, right: Tensor) -> Tensor:
+    """Return what a network makes of both side by side; what the first layer makes of each is computed once."""
+    first, *rest = net
+    weights = first.weight.split([left.shape[-1], right.shape[-1]], dim=1)
+    h = F.linear(left, weights[0], first.bias) + F.linear(right, weights[1])
+    return nn.Sequential(*rest)(h)
 
 
 class Split:
