@@ -15,8 +15,7 @@ test: $(VENV)/.installed-test lint
 
 # Execute the notebooks where they stand, in full: their outputs are part of the tree.
 tutorials: $(VENV)/.installed-test
-	$(BIN)/jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False \
-	  --NotebookClient.coalesce_streams=True tutorials/*.ipynb
+	$(BIN)/python tutorials/execute.py
 
 # The site, in build/docs: a warning is an error. No network and no Graphviz is needed.
 docs: $(VENV)/.installed-docs

@@ -2,11 +2,14 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib as mpl
 import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook
 
 from ppl_vae.data import files
 
@@ -77,3 +80,20 @@ def test_tutorials_state_sizes_that_can_be_small_claims_and_exercises(path):
 
 def test_tutorials_are_numbered_in_order():
     assert [int(path.stem[:2]) for path in PATHS] == list(range(1, len(PATHS) + 1))
+
+
+def test_tutorials_are_executed_where_they_stand(tmp_path):
+    execute = runpy.run_path(PATHS[0].parent / "execute.py")["execute"]
+    path, broken = tmp_path / "one.ipynb", tmp_path / "broken.ipynb"
+    for file, source in ((path, "print(1)\nprint(2)"), (broken, "print(1)\nraise ValueError")):
+        nbformat.write(new_notebook(cells=[new_code_cell(source, id="a")]), file)
+    execute(path)
+    once = path.read_text()
+    (cell,) = nbformat.reads(once, as_version=4).cells
+    assert [output.text for output in cell.outputs] == ["1\n2\n"]
+    execute(path)
+    assert path.read_text() == once
+    before = broken.read_text()
+    with pytest.raises(CellExecutionError):
+        execute(broken)
+    assert broken.read_text() == before
