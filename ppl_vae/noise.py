@@ -210,7 +210,10 @@ def _same(size: Any, other: Any) -> bool:
 
 
 def _elements(streams: Tensor, n: int) -> Tensor:
-    return mixed(streams.unsqueeze(-1) + torch.arange(1, n + 1, device=streams.device) * GOLDEN)
+    # The xor keeps torch's compiler from making the product a part of its loops' index, where it overflows a signed
+    # number: undefined in C++, and g++ then drops the end of the loop.
+    places = torch.arange(1, n + 1, device=streams.device) ^ 0
+    return mixed(streams.unsqueeze(-1) + places * GOLDEN)
 
 
 def _normals(words: Tensor, dtype: torch.dtype) -> Tensor:

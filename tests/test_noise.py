@@ -1,5 +1,7 @@
 """Numbers that belong to data and particles: of the right distributions, and the same wherever they are drawn."""
 
+import re
+import shutil
 from collections import Counter
 
 import odds
@@ -8,9 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch._inductor.utils import run_and_get_cpp_code
 
 import ppl_vae as pv
-from ppl_vae.noise import CannotKey, Keyed, datum_keys, mixed, told_apart
+from ppl_vae.noise import CannotKey, Keyed, _elements, datum_keys, mixed, told_apart
 
 DATA, PARTICLES = 150, 200
 ONES = torch.ones(PARTICLES, DATA)
@@ -228,3 +231,13 @@ def test_draws_that_belong_to_no_datum_are_said(way):
     ):
         evaluation = pv.evaluate(model, guide, torch.zeros(4), particles=20)
     assert evaluation.log_px.isfinite().all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_the_place_of_a_number_is_no_index_arithmetic_of_the_compiler():
+    """There its product would overflow a signed number of C++, and loops lose their ends."""
+    streams = torch.randint(-(2**62), 2**62, (3, 5))
+    found, code = run_and_get_cpp_code(torch.compile(_elements, fullgraph=True), streams, 200)
+    assert torch.equal(found, _elements(streams, 200))
+    assert "kernel" in code
+    assert not re.search(r"\d{12,}L?\)* *\* *x\d", code)
