@@ -13,9 +13,13 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.batches import as_batch
 from ppl_vae.estimates import curve_sizes, pooled
+from ppl_vae.guides.bernoulli import Bernoulli
 from ppl_vae.guides.exact import Exact
+from ppl_vae.guides.normal import Normal
 from ppl_vae.importance import Weights
 from ppl_vae.models.linear_gaussian import LinearGaussian
+from ppl_vae.models.sigmoid_belief_network import SigmoidBeliefNetwork
+from ppl_vae.models.vae import VAE
 from ppl_vae.programs import Programs
 from ppl_vae.recording import read_record
 from ppl_vae.remembering import Remembered
@@ -607,3 +611,20 @@ def test_levels_that_are_none_are_refused(levels):
     zeros = torch.zeros(3)
     with pytest.raises(ValueError, match="levels: expected a whole number of at least 2"):
         pv.Evaluation(zeros, zeros, zeros, zeros, zeros, 1, 0, dims=10).bits_per_dim(levels)
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        (VAE(x_dim=6, z_dim=40, hidden=()), Normal(x_dim=6, z_dim=40, hidden=())),
+        (SigmoidBeliefNetwork(x_dim=6, z_dim=20), Bernoulli(x_dim=6, z_dim=20)),
+    ],
+    ids=["normals", "bits"],
+)
+def test_many_dimensions_are_drawn_alike_compiled_and_not(programs):
+    """More than a vector of the processor holds, and no multiple of it."""
+    x = (torch.rand(5, 6) < 0.5).float()
+    compiled, eager = (
+        pv.evaluate(*programs, x, particles=30, compile=how, progress=False).log_px for how in (True, False)
+    )
+    assert torch.allclose(compiled, eager, atol=1e-4)
