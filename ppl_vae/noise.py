@@ -210,8 +210,8 @@ def _same(size: Any, other: Any) -> bool:
 
 
 def _elements(streams: Tensor, n: int) -> Tensor:
-    # The xor keeps torch's compiler from making the product a part of its loops' index, where it overflows a signed
-    # number: undefined in C++, and g++ then drops the end of the loop.
+    # The xor changes nothing. It keeps torch's compiler from making the product a part of its loops' index, a signed
+    # number whose overflow is undefined in C++: g++ then lets loops run past their ends.
     places = torch.arange(1, n + 1, device=streams.device) ^ 0
     return mixed(streams.unsqueeze(-1) + places * GOLDEN)
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch._inductor.utils import run_and_get_cpp_code
 
 import ppl_vae as pv
-from ppl_vae.noise import CannotKey, Keyed, _elements, datum_keys, mixed, told_apart
+from ppl_vae.noise import GOLDEN, CannotKey, Keyed, _elements, datum_keys, mixed, told_apart
 
 DATA, PARTICLES = 150, 200
 ONES = torch.ones(PARTICLES, DATA)
@@ -234,10 +234,12 @@ def test_draws_that_belong_to_no_datum_are_said(way):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_the_place_of_a_number_is_no_index_arithmetic_of_the_compiler():
+@pytest.mark.parametrize("n", [20, 25, 64, 200])
+def test_the_place_of_a_number_is_no_index_arithmetic_of_the_compiler(n):
     """There its product would overflow a signed number of C++, and loops lose their ends."""
     streams = torch.randint(-(2**62), 2**62, (3, 5))
-    found, code = run_and_get_cpp_code(torch.compile(_elements, fullgraph=True), streams, 200)
-    assert torch.equal(found, _elements(streams, 200))
+    found, code = run_and_get_cpp_code(torch.compile(_elements, fullgraph=True, dynamic=False), streams, n)
+    assert torch.equal(found, _elements(streams, n))
+    assert torch.equal(found, mixed(streams.unsqueeze(-1) + torch.arange(1, n + 1) * GOLDEN))
     assert "kernel" in code
     assert not re.search(r"\d{12,}L?\)* *\* *x\d", code)
