@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from pyro import distributions as dist
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ppl_vae.contract import ContractError, innermost, is_auxiliary, is_factor, kind, latents, observed
+from ppl_vae.remarks import remark
 
 __all__ = [
     "check_data_support",
@@ -44,15 +45,25 @@ def check_pair_shapes(model_trace: Any, guide_trace: Any) -> None:
 
 
 def check_densities(model_trace: Any, guide_trace: Any) -> None:
-    """Neither the likelihood nor the guide is a point mass."""
+    """Neither the likelihood nor the guide is a point mass, and the guide's draws have the gradient that they can."""
     check_likelihood(model_trace)
     auxiliary = any(is_auxiliary(site) for site in latents(guide_trace).values())
     for name, site in latents(guide_trace).items():
+        _remark_on_path(name, type(innermost(site["fn"])))
         if isinstance(innermost(site["fn"]), dist.Delta) and not auxiliary:
             raise ContractError(
                 f"site '{name}' is a point mass (Delta) in the guide, which has no density to weigh; draw it from a "
                 "distribution, such as a Normal"
             )
+
+
+def _remark_on_path(name: str, of: type[Distribution]) -> None:
+    """Warn of a distribution that can draw along a path and does not say so, as torch's LogitRelaxedBernoulli."""
+    if of.has_rsample is False and of.rsample is not Distribution.rsample:
+        remark(
+            f"check: the guide's site '{name}' is trained by its score, of high variance, since {of.__name__} has a "
+            "method rsample and yet has_rsample = False; give the class has_rsample = True, to train it along the path"
+        )
 
 
 def check_likelihood(model_trace: Any) -> None:

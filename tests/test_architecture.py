@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "regression": {"components"},
     "particles": set(),
     "contract": set(),
-    "supports": {"contract"},
+    "supports": {"contract", "remarks"},
     "batches": {"arguments"},
     "diagnostics": set(),
     "gradients": set(),

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 import ppl_vae as pv
 from ppl_vae.guides.normal import Normal
@@ -506,6 +507,25 @@ def test_missing_data_that_are_masked_pass_and_weigh_only_what_is_there():
     torch.testing.assert_close(log_w, by_hand)
     with pytest.raises(pv.ContractError, match="that no mask covers"):
         pv.check(model, q, (x, torch.ones_like(observed)))
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_a_distribution_that_hides_its_path_is_remarked_on(says):
+    """As torch's own: it has a method rsample, but does not say so, and Pyro then trains it by its score."""
+    bases = LogitRelaxedBernoulli, dist.TorchDistribution
+    relaxed = type("Relaxed", bases, {"has_rsample": True} if says else {})
+    model, q = vae(), nn.Linear(D, 2)
+
+    def guided(x):
+        with data_plate(x):
+            pyro.sample("z", relaxed(torch.tensor(0.5), logits=q(x)).to_event(1))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        pv.check(model, guided, X)
+    told = "the guide's site 'z' is trained by its score, of high variance, since Relaxed has a method rsample"
+    assert [told in str(each.message) for each in caught] == [True] * (not says)
+    assert ("z" in pv.weigh(model, guided, X).score) is not says
 
 
 def test_a_flow_without_inverse_passes():

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from benchmarks.published import records, table
+from benchmarks.published.concrete import Between, LogitConcrete
 from ppl_vae.data import Info, Splits
 
 EXPERIMENTS = table.experiments()
@@ -89,3 +91,14 @@ def test_rows_state_means_spreads_and_numbers_of_seeds(monkeypatch, tmp_path):
     assert "| one minus other | bound | -1.0 | -0.50 (1 seed) | someone |" in text
     records.make("made", experiment, "other", 1)
     assert "| one minus other | bound | -1.0 | +0.75 ± 1.77 | someone |" in table.section("made", experiment)
+
+
+def test_relaxed_units_have_a_path_and_a_density_wherever_they_are_drawn():
+    units = Between(0.5).units(torch.tensor([-2.0, 0.0, 3.0]))
+    assert units.has_rsample
+    logits = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
+    y = torch.linspace(-12, 12, 4801, dtype=torch.float64)[:, None].expand(-1, 3) / 0.3
+    density = LogitConcrete(torch.tensor(0.3, dtype=torch.float64), logits=logits).log_prob(y)
+    torch.testing.assert_close(density, LogitRelaxedBernoulli(torch.tensor(0.3).double(), logits=logits).log_prob(y))
+    torch.testing.assert_close(torch.trapezoid(density.exp(), y, dim=0), torch.ones(3).double(), atol=1e-3, rtol=0)
+    assert LogitConcrete(torch.tensor(1.0), logits=torch.tensor(0.0)).log_prob(torch.tensor(-500.0)) == -500

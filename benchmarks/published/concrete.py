@@ -43,6 +43,8 @@ class Bits:
 class LogitConcrete(LogitRelaxedBernoulli, dist.TorchDistribution):
     """Logits of binary Concrete variables, whose densities are finite wherever they are drawn."""
 
+    has_rsample = True  # which torch leaves unsaid: draws would be trained by their score
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density without torch's exponential, which overflows far from the centre."""
         difference = self.logits - self.temperature * value
