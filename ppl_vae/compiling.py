@@ -93,10 +93,20 @@ class Compiled:
         graph = None if self.compile is False or self.reason else self._graph(batch)
         if graph is not None:
             return graph(tuple([part.contiguous() for part in batch]))
+        if self.compile == "auto" and self._patience is None:
+            return self._counted(batch)
+        return self.as_it_is(batch)
+
+    def as_it_is(self, batch: Batch) -> Any:
+        """Return what the function returns, without a graph."""
         with pyro.validation_enabled(False), _casts_made_anew(batch[0].device.type):
-            if self.compile == "auto" and self._patience is None:
-                return self._counted(batch)
             return self.function(self.programs.tensors(), batch)
+
+    def distrust(self, reason: str) -> None:
+        """Drop all graphs and make no more, with a warning."""
+        self.forget()
+        self.reason = reason
+        self._say(reason)
 
     def forget(self) -> None:
         """Drop all graphs, as the function is another one now."""
@@ -164,7 +174,7 @@ class Compiled:
         try:
             return self._add(batch)
         except CannotCapture as error:
-            self._give_up(str(error))
+            self.distrust(f"it cannot be captured as a graph: {error}")
             return None
 
     def _key(self, batch: Batch) -> Any:
@@ -224,7 +234,7 @@ class Compiled:
     def _counted(self, batch: Batch) -> Any:
         """Run as it is, and find from the work done after how many runs a graph would have paid."""
         with Flops() as flops:
-            result = self.function(self.programs.tensors(), batch)
+            result = self.as_it_is(batch)
         on_cpu = batch[0].device.type == "cpu"
         work = flops.total * SECONDS_SAVED_PER_FLOP if on_cpu else 0.0
         self._patience = SECONDS_TO_COMPILE / (SECONDS_SAVED + work)
@@ -252,10 +262,6 @@ class Compiled:
         if not changed:
             return "shape or type of the data, or autocast"
         return f"{', '.join(changed[:3])}; a number that changes in training belongs in a buffer, a tensor without axes"
-
-    def _give_up(self, reason: str) -> None:
-        self.reason = reason
-        self._say(f"it cannot be captured as a graph: {reason}")
 
     def _say(self, reason: str) -> None:
         """Tell once why something runs eagerly that might be compiled."""
