@@ -1,12 +1,13 @@
 """The record on which everything else is computed: K weighted particles for each datum."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import reduce
 from math import log
 from numbers import Integral
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class Particles:
 
     Example:
         >>> particles = pv.Particles(log_p={"x": torch.zeros(3, 2)}, log_q={})
+        >>> particles
+        Particles(log_p={'x': (3, 2)}, log_q={})
         >>> particles.log_w.shape, particles.log_mass
         (torch.Size([3, 2]), -1.09...)
     """
@@ -72,6 +75,12 @@ class Particles:
     summed: tuple[str, ...] = ()
     kl: Mapping[str, Tensor] = field(default_factory=dict)
     path: Path = Path.TOTAL
+
+    def __repr__(self) -> str:
+        """Tell what there is, and the shapes of tensors in place of their numbers."""
+        found = {"log_p": self.log_p, "log_q": self.log_q}
+        found |= {f.name: value for f in fields(self) if (value := getattr(self, f.name)) and value != f.default}
+        return f"Particles({', '.join(f'{name}={_shapes(value)}' for name, value in found.items())})"
 
     @property
     def log_w(self) -> Tensor:
@@ -164,6 +173,13 @@ def total(densities: Mapping[str, Tensor]) -> Tensor:
         torch.Size([3, 2])
     """
     return reduce(add, densities.values())
+
+
+def _shapes(value: Any) -> str:
+    """Return what a record holds in one field, tensors as their shapes."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return str({name: tuple(tensor.shape) for name, tensor in value.items()})
 
 
 def log_sum(log_f: Tensor) -> Tensor:
