@@ -46,6 +46,7 @@ class Graph:
         run: what is called: the module, or what a compiler made of it.
         watch: what must be as it was for the graph to hold.
         rows: of the batch for which it was made.
+        held: numbers of rows at which it has been compared with what it was made of.
     """
 
     watch: Any = None
@@ -59,6 +60,7 @@ class Graph:
         # As they are now: a symbol that turns out to be a number stays in what was found out about it.
         self._sizes = [_expression(part.shape[0]) for part in stand_ins]
         self._rows: dict[int, bool] = {}
+        self.held: set[int] = set()
 
     def finish(self, module: fx.GraphModule, spec: Any, filled: list[bool], rebound: Sequence[int]) -> None:
         """Take in what the capture found."""

@@ -18,6 +18,7 @@ from ppl_vae.programs import Programs
 from ppl_vae.remarks import remark
 from ppl_vae.replaying import Replayed, record
 from ppl_vae.rewriting import rewrite
+from ppl_vae.verifying import fault
 from ppl_vae.watching import Watch
 
 # What captures and compiles takes seconds to import, and is imported where it is used.
@@ -26,38 +27,38 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiled", "check_compile", "lower"]
 
-# What it costs to capture and compile a function that the compiler's disk cache does not know,
-# and what a run then saves on a CPU: Pyro's and autograd's own time, and that of memory which
-# fused kernels do not touch, which grows with the work. Round figures from benchmarks/steps.py.
+# What it costs to capture and compile what the compiler's disk cache does not know, and what a run then saves on a CPU:
+# Pyro's and autograd's own time and, growing with the work, memory's. Round figures from benchmarks/steps.py.
 SECONDS_TO_COMPILE = 15.0
 SECONDS_SAVED = 3e-3
 SECONDS_SAVED_PER_FLOP = 5e-12
 
 MOST_GRAPHS = 8
 MOST_COUNTED = 100
+MOST_SIZES = 8
 MISSES_BEFORE_A_WORD = 20
 
 
 class Compiled:
     """A function of programs and a batch that becomes a graph, compiled, when it runs often.
 
-    Each combination of shapes (the number of rows apart), types, modes and Python numbers that the
-    programs read needs a graph of its own. There are never more than eight; what comes then runs as
-    it is. So does what cannot be captured, with a warning, once. Without a C++ compiler the graph is
-    run uncompiled.
+    Each combination of shapes (the number of rows apart), types, modes and Python numbers that the programs read needs
+    a graph of its own. There are never more than eight; what comes then runs as it is. So does, with a warning, what
+    cannot be captured or was compiled wrongly (a graph's first run of each size is held to an eager one). Without a C++
+    compiler graphs are run uncompiled.
 
     Args:
         function: see `capture`.
         programs: whose tensors it uses.
         readers: the programs and the objective themselves, whose Python numbers are watched.
         compile: True for a graph from the first run on, ``"auto"`` where it pays, or False.
-        planned: how often the function will run, where that is known. Automatically, it becomes a graph
-            after the first run if so many save more time than compiling takes; without a plan, once it
-            has run so often that they would have.
+        planned: how often the function will run, where that is known. Automatically, it becomes a graph after the first
+            run if so many save more time than compiling takes; without a plan, once it has run so often that they would
+            have.
 
     Attributes:
         graphs: those in use, by what they stand for.
-        reason: why the function runs as it is, if it cannot be captured.
+        reason: why the function runs as it is, if it cannot be captured, or was compiled wrongly.
 
     Example:
         >>> net = torch.nn.Linear(2, 1)
@@ -92,7 +93,9 @@ class Compiled:
         """Return what the function returns."""
         graph = None if self.compile is False or self.reason else self._graph(batch)
         if graph is not None:
-            return graph(tuple([part.contiguous() for part in batch]))
+            batch = tuple([part.contiguous() for part in batch])
+            held = batch[0].shape[0] in graph.held or self._hold(graph, batch)
+            return graph(batch) if held else self.as_it_is(batch)
         if self.compile == "auto" and self._patience is None:
             return self._counted(batch)
         return self.as_it_is(batch)
@@ -107,6 +110,15 @@ class Compiled:
         self.forget()
         self.reason = reason
         self._say(reason)
+
+    def _hold(self, graph: "Graph", batch: Batch) -> bool:
+        """Tell whether a graph does what an eager run does, found out once for each of the first sizes of a batch."""
+        if len(graph.held) == MOST_SIZES:
+            return True
+        graph.held.add(batch[0].shape[0])
+        if reason := fault(graph, self.as_it_is, self.programs, batch):
+            self.distrust(f"a graph was compiled wrongly: {reason}")
+        return not reason
 
     def forget(self) -> None:
         """Drop all graphs, as the function is another one now."""

@@ -74,8 +74,8 @@ def evaluate(
             from it: an interrupted call goes on, one that had ended returns at once.
         subject: what the report calls the programs and the data; made from their names if left out.
         progress: whether to show a bar; by default where a terminal or notebook shows it.
-        compile: see `ppl_vae.svi_step`; ``"auto"`` goes by the work to do. The first chunk of each size is run as it
-            is too: where a compiler's numbers differ, they are not used, and a warning says so.
+        compile: see `ppl_vae.svi_step`; ``"auto"`` goes by the work to do. The first chunk of each size
+            is run as it is too: where a compiler's numbers differ, they are not used, and a warning says so.
 
     Returns:
         `Evaluation`.

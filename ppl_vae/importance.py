@@ -60,7 +60,6 @@ class Weights:
         self.particles, self.chunk, self.keyed = particles, chunk, keyed
         self.drawn = Compiled(self._drawn, programs, (model, guide), compile=compile, planned=planned)
         self._names: list[Name] = []
-        self._held: set[tuple[torch.Size, torch.Size]] = set()
 
     def __call__(
         self, batch: Batch, keys: Tensor, start: int = 0, advance: Callable[[], None] = lambda: None
@@ -83,7 +82,7 @@ class Weights:
         sums = dict.fromkeys(("elbo", "distortion"), log_w.new_zeros(len(keys)))
         numbers = torch.arange(self.particles, device=keys.device)
         for rows, own in zip(log_w.split(self.chunk), numbers.split(self.chunk), strict=True):
-            found = self._chunk((*batch, keys, own.expand(len(keys), -1), *encoded))
+            found = self.drawn((*batch, keys, own.expand(len(keys), -1), *encoded))
             rows.copy_(found["log_w"])
             if not rows.isfinite().all():
                 _refuse_impossible(found["log_p"], found["log_q"], start)
@@ -91,19 +90,6 @@ class Weights:
             advance()
         _refuse_empty(log_w, start)
         return log_w, {name: so_far / self.particles for name, so_far in sums.items()}
-
-    @torch.no_grad()
-    def _chunk(self, inputs: Batch) -> Mapping[str, Any]:
-        found, shapes = self.drawn(inputs), (inputs[0].shape, inputs[-1 - len(self._names)].shape)
-        if not (self.drawn.graphs and self.keyed) or shapes in self._held:
-            return found
-        # A faulty compiler would give wrong likelihoods without a word: the first chunk of its kind is run both ways.
-        self._held.add(shapes)
-        eager = self.drawn.as_it_is(inputs)
-        if reason := differing(found["log_w"], eager["log_w"]):
-            self.drawn.distrust(reason)
-            return eager
-        return found
 
     @torch.no_grad()
     def _encode(self, batch: Batch) -> list[Tensor]:
@@ -115,6 +101,7 @@ class Weights:
         self._names = list(found)
         return list(found.values())
 
+    @torch.no_grad()
     def _drawn(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Mapping[str, Any]:
         parts = len(inputs) - 2 - len(self._names)
         batch, (keys, numbers, *encoded) = inputs[:parts], inputs[parts:]
@@ -138,23 +125,6 @@ class Weights:
 def _settled(batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what stays as it is through all chunks of a batch, by name."""
     return {**tensors, **{f"batch.{i}": part for i, part in enumerate(batch)}}
-
-
-def differing(compiled: Tensor, eager: Tensor) -> str:
-    """Return why compiled log-weights cannot be trusted, if they are not those of the same draws, rounding apart.
-
-    Few bits fall on the other side by rounding, each of which moves a weight: one weight in a hundred may differ.
-
-    Example:
-        >>> differing(torch.tensor([-90.0, -91.0]), torch.tensor([-90.0, -92.0]))
-        'compiled log-weights differ from those of the same draws by up to 1.0 nats, a fault of the compiler'
-    """
-    tolerance = torch.finfo(eager.dtype).eps ** 0.5
-    alike = torch.isclose(compiled, eager, rtol=tolerance, atol=tolerance, equal_nan=True)
-    if (~alike).double().mean() <= 0.01:
-        return ""
-    most = float((compiled - eager)[~alike].abs().max())
-    return f"compiled log-weights differ from those of the same draws by up to {most:.1f} nats, a fault of the compiler"
 
 
 def can_be_keyed(model: Program, guide: Program, batch: Batch) -> bool:
