@@ -1,10 +1,9 @@
 """Run a function of Pyro programs captured and compiled where that pays, as it is otherwise."""
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -13,19 +12,19 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from ppl_vae.batches import Batch
 from ppl_vae.flops import Flops
+from ppl_vae.lowering import lower
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs
 from ppl_vae.remarks import remark
 from ppl_vae.replaying import Replayed, record
-from ppl_vae.rewriting import rewrite
-from ppl_vae.verifying import fault
+from ppl_vae.verifying import Redraw, fault
 from ppl_vae.watching import Watch
 
 # What captures and compiles takes seconds to import, and is imported where it is used.
 if TYPE_CHECKING:
     from ppl_vae.capture import Function, Graph
 
-__all__ = ["Compiled", "check_compile", "lower"]
+__all__ = ["Compiled", "check_compile"]
 
 # What it costs to capture and compile what the compiler's disk cache does not know, and what a run then saves on a CPU:
 # Pyro's and autograd's own time and, growing with the work, memory's. Round figures from benchmarks/steps.py.
@@ -55,6 +54,7 @@ class Compiled:
         planned: how often the function will run, where that is known. Automatically, it becomes a graph after the first
             run if so many save more time than compiling takes; without a plan, once it has run so often that they would
             have.
+        redraw: see `ppl_vae.verifying.fault`, which holds each graph to the function, once for a size of batches.
 
     Attributes:
         graphs: those in use, by what they stand for.
@@ -76,9 +76,10 @@ class Compiled:
         readers: Sequence[Any] = (),
         compile: bool | str = "auto",  # noqa: A002 - the public name
         planned: int | None = None,
+        redraw: Redraw = lambda batch, trial: batch,
     ):
         self.function, self.programs, self.readers = function, programs, readers
-        self.compile, self.planned = compile, planned
+        self.compile, self.planned, self.redraw = compile, planned, redraw
         self.graphs: dict[Any, list[Graph]] = {}
         self.reason: str | None = None
         self._watch: Watch | None = None
@@ -86,7 +87,7 @@ class Compiled:
         self._runs: Counter = Counter()
         self._earlier: Mapping[str, Any] | None = None
         self._kind: Any = None
-        self._misses = 0
+        self._misses, self._wrong = 0, ""
         self._last: tuple[Any, Any] = (None, None)
 
     def __call__(self, batch: Batch) -> Any:
@@ -115,9 +116,22 @@ class Compiled:
         """Tell whether a graph does what an eager run does, found out once for each of the first sizes of a batch."""
         if len(graph.held) == MOST_SIZES:
             return True
-        graph.held.add(batch[0].shape[0])
-        if reason := fault(graph, self.as_it_is, self.programs, batch):
-            self.distrust(f"a graph was compiled wrongly: {reason}")
+        try:
+            reason = fault(graph, self.as_it_is, self.programs, batch, self.redraw)
+        except LostWorker:
+            raise
+        except Exception as error:  # it needs more memory, or what graphs alone can do
+            first = (str(error).strip().splitlines() or [""])[0][:300]
+            remark(f"compile: a graph is not held to an eager run, which failed: {type(error).__name__}: {first}")
+            reason = ""
+        if reason:
+            self._wrong = (
+                f"a graph's numbers are not those of an eager run with the same draws: {reason}. Either torch's "
+                "compiler is at fault, or the programs follow something that is in no tensor of theirs"
+            )
+            self.distrust(self._wrong)
+        if reason is not None:  # where nothing was finite, nothing is known
+            graph.held.add(batch[0].shape[0])
         return not reason
 
     def forget(self) -> None:
@@ -138,19 +152,25 @@ class Compiled:
         if self._earlier:
             return dict(self._earlier)
         runs = {rows: n for (kind, rows), n in self._runs.items() if _same(kind, self._kind)}
-        latest = [graph.rows for graph in next(reversed(self.graphs.values()), ())]
-        return {"patience": self._patience, "rows": latest, "runs": runs}
+        latest = next(reversed(self.graphs.values()), ())
+        rows, held = [graph.rows for graph in latest], [sorted(graph.held) for graph in latest]
+        return {"patience": self._patience, "rows": rows, "held": held, "runs": runs, "wrong": self._wrong}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; a function that has graphs already goes on with them."""
         if not self.graphs:
             self._patience, self._earlier = state["patience"], dict(state)
+            if wrong := state.get("wrong"):
+                self._wrong = wrong
+                self.distrust(wrong)
 
     def _go_on(self, batch: Batch) -> None:
         """Make the graphs that there were, of stand-ins with as many rows, and count on."""
         earlier, self._earlier = self._earlier, None
-        for rows in earlier["rows"]:
-            self._add_or_give_up(tuple([part[:1].expand(rows, *part.shape[1:]).contiguous() for part in batch]))
+        for rows, held in zip_longest(earlier["rows"], earlier.get("held", ()), fillvalue=()):
+            graph = self._add_or_give_up(tuple([p[:1].expand(rows, *p.shape[1:]).contiguous() for p in batch]))
+            if graph is not None:
+                graph.held.update(held)
         key = self._key(batch)
         self._runs.update({(key if self.graphs else key[1:], rows): n for rows, n in earlier["runs"].items()})
 
@@ -294,47 +314,6 @@ def _casts_made_anew(kind: str) -> AbstractContextManager:
     if not torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
-
-
-def lower(graph: "Graph") -> None:
-    """Have a graph compiled; leave it as it is, with a warning, where there is no compiler.
-
-    Compiled graphs draw the random numbers that eager programs draw. torch keeps them on disk, in
-    ``TORCHINDUCTOR_CACHE_DIR``, for the next run.
-    """
-    try:
-        from torch._guards import TracingContext, tracing
-
-        with _compiler_kept_quiet(), torch.no_grad(), tracing(TracingContext(graph.mode)):
-            # It takes seconds to import, and may be missing parts.
-            from torch._inductor import compile as inductor
-
-            inputs = [stand_in.detach() for stand_in in graph.inputs]
-            if inputs[-1].device.type == "cpu":
-                rewrite(graph.module)
-            graph.run = inductor(graph.module, inputs, options={"fallback_random": True})
-    except LostWorker:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        remark(
-            f"compile: graphs run uncompiled, at less speed, since the compiler failed: {type(error).__name__}: "
-            f"{first[:300]}. On a CPU it needs a C++ compiler such as g++"
-        )
-
-
-@contextmanager
-def _compiler_kept_quiet() -> Iterator[None]:
-    """Keep back what the compiler says of itself, on which no user of this library can act."""
-    noisy = logging.getLogger("torch.utils.cpp_extension")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torch")
-            yield
-    finally:
-        noisy.setLevel(level)
 
 
 def check_compile(compile: Any) -> None:  # noqa: A002 - the public name

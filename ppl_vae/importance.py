@@ -58,7 +58,8 @@ class Weights:
     ):
         self.model, self.guide, self.programs = model, guide, programs
         self.particles, self.chunk, self.keyed = particles, chunk, keyed
-        self.drawn = Compiled(self._drawn, programs, (model, guide), compile=compile, planned=planned)
+        options = {"compile": compile, "planned": planned, "redraw": self._redrawn}
+        self.drawn = Compiled(self._drawn, programs, (model, guide), **options)
         self._names: list[Name] = []
 
     def __call__(
@@ -100,6 +101,11 @@ class Weights:
         found = {n: t for n, t in remembered.found.items() if t.dim() and len(t) == len(batch[0]) and n.roots & of_data}
         self._names = list(found)
         return list(found.values())
+
+    def _redrawn(self, inputs: Batch, trial: int) -> Batch:
+        """Return the inputs of a chunk with other keys, by which draws are others."""
+        i = len(inputs) - 2 - len(self._names)
+        return (*inputs[:i], inputs[i] + trial, *inputs[i + 1 :])
 
     @torch.no_grad()
     def _drawn(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Mapping[str, Any]:

@@ -292,10 +292,10 @@ class Programs:
 
 @contextmanager
 def undisturbed(programs: Programs, seed: int | None = None, training: bool | None = None) -> Iterator[None]:
-    """Leave modes, buffers and the caller's random state as they were found.
+    """Leave modes, buffers, frozen parameters and the caller's random state as they were found.
 
     Args:
-        programs: whose modes and buffers to restore.
+        programs: whose modes and tensors to restore.
         seed: seeds the draws inside; without one they start from the caller's state.
         training: mode of the modules inside; as it is when left out.
     """
@@ -305,17 +305,18 @@ def undisturbed(programs: Programs, seed: int | None = None, training: bool | No
 
 @contextmanager
 def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> Iterator[None]:
-    """Leave modes and buffers as found, those of modules lent by bound methods too; draws move the random state."""
+    """Leave modes, buffers and frozen parameters as found, those of lent modules too; draws move the random state."""
     own = [m for module in programs.modules.values() for m in module.modules()]
     held = [v.__self__ for m in own for v in vars(m).values() if isinstance(v, MethodType)]
     modules = [*own, *(n for m in held if isinstance(m, nn.Module) for n in m.modules())]
     modes = [m.training for m in modules]
     # By name, since a module may put another tensor in a buffer's place.
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-        if not is_lazy(buffer)
+    kept = [
+        (places, name, tensor, tensor.detach().clone())
+        for m in modules
+        for places in (m._buffers, m._parameters)
+        for name, tensor in places.items()
+        if tensor is not None and not is_lazy(tensor) and (places is m._buffers or not tensor.requires_grad)
     ]
     try:
         if training is not None:
@@ -325,10 +326,10 @@ def modes_and_buffers_kept(programs: Programs, training: bool | None = None) -> 
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            for places, name, tensor, before in kept:
+                places[name] = tensor
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
 
 
 @contextmanager

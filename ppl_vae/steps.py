@@ -83,11 +83,12 @@ def svi_step(
         optimizer: a torch optimizer over the parameters of both (or of those that are to move).
         compile: whether to capture loss and gradients as one graph and compile it: True, from the first
             step on; ``"auto"``, once so many steps have run that compiling would have paid; False, never.
-            A compiled step draws and does what the eager one does, to rounding, to which its first run at each of a
-            few batch sizes is held. What cannot be captured, or was compiled wrongly, runs eagerly, with a warning that
-            says why. When numbers that the programs read change, another graph is made; not seen are changes within
-            libraries, and in arrays and containers of more than a thousand numbers. Programs that keep a value for
-            later, in an attribute that is no buffer, keep it in eager steps alone. See `ppl_vae.watching`.
+            A compiled step draws and does what the eager one does, to rounding; both are run, and compared, on the
+            first batch of each of the first eight sizes. What cannot be captured, or was compiled wrongly, runs
+            eagerly, with a warning that says why. When numbers that the programs read change, another graph is made;
+            not seen are changes within libraries, and in arrays and containers of more than a thousand numbers.
+            Programs that keep a value for later, in an attribute that is no buffer, keep it in eager steps alone. See
+            `ppl_vae.watching`.
         chunk: particles at a time, a divisor of K, for bounds on many particles: memory then grows with
             the chunk, and a step takes about one and a half times as long. The gradient is the same
             for the same noise, which a seed draws in another order than without chunks.

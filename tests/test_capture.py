@@ -14,8 +14,9 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae import compiling, nets
 from ppl_vae.capture import CannotCapture, capture
-from ppl_vae.compiling import MOST_GRAPHS, Compiled, lower
+from ppl_vae.compiling import MOST_GRAPHS, Compiled
 from ppl_vae.guides.normal import Normal
+from ppl_vae.lowering import lower
 from ppl_vae.models.vae import VAE
 from ppl_vae.parallel import LostWorker
 from ppl_vae.programs import Programs

@@ -38,9 +38,7 @@ def test_a_faulty_compiler_is_told_and_not_believed(monkeypatch):
     numbers = {"particles": 11, "batch_size": 3, "chunk": 4, "progress": False}
     eager = pv.evaluate(pair.model, pair.guide, pair.data(7), compile=False, **numbers)
     monkeypatch.setattr("ppl_vae.compiling.lower", lower)
-    with pytest.warns(
-        UserWarning, match=r"compiled wrongly: in 100 % of 12 numbers it differs .* by up to 1, a fault"
-    ) as told:
+    with pytest.warns(UserWarning, match="a graph's numbers are not those of an eager run") as told:
         found = pv.evaluate(pair.model, pair.guide, pair.data(7), compile=True, **numbers)
     assert len(told) == 1
     assert torch.equal(found.log_px, eager.log_px)

@@ -6,9 +6,14 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import compiling
-from ppl_vae.verifying import TRIALS
+from ppl_vae.compiling import Compiled
+from ppl_vae.programs import Programs
+from ppl_vae.verifying import APART, POWER, TRIALS, differing, fault
 
-WRONG = r"compile: it runs eagerly, since a graph was compiled wrongly: in .* numbers it differs from an eager run"
+WRONG = (
+    "compile: it runs eagerly, since a graph's numbers are not those of an eager run with the same draws: a tensor of"
+)
+LIMIT = APART * torch.finfo(torch.float32).eps ** POWER
 
 
 def faulty(monkeypatch, spoil):
@@ -108,9 +113,145 @@ def test_to_look_changes_nothing(names, monkeypatch, uncompiled):
 
 def test_sizes_beyond_the_first_few_are_trusted(monkeypatch, uncompiled):
     looked = []
-    monkeypatch.setattr(compiling, "fault", lambda graph, function, programs, batch: looked.append(len(batch[0])) or "")
-    net = torch.nn.Linear(2, 1)
-    function = compiling.Compiled(lambda _, batch: net(batch[0]).sum(), pv.programs.Programs(net, net), compile=True)
+    monkeypatch.setattr(
+        compiling, "fault", lambda graph, function, programs, batch, redraw: looked.append(len(batch[0])) or ""
+    )
+    function = graph_of(torch.nn.Linear(2, 1))
     for rows in (*range(2, 20), 2, 3):
         function((torch.ones(rows, 2),))
     assert looked == [*range(2, 2 + compiling.MOST_SIZES)]
+
+
+def graph_of(net):
+    """Return the sum of what a network makes of a batch, as a graph."""
+    return Compiled(lambda _, batch: net(batch[0]).sum(), Programs(net, net), compile=True)
+
+
+def noisy(x, by):
+    return x + by * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+
+def far_below():
+    """Return log densities of which one lies far below the others."""
+    return torch.cat([noisy(torch.full((999,), -90.0), 3.0), torch.tensor([-1e8])])
+
+
+def gradient():
+    return noisy(torch.zeros(784, 100), 0.01)
+
+
+WRONGS = {
+    "log-weights by a tenth of a nat": (
+        noisy(torch.full((50, 64), -89.85), 3.0),
+        noisy(torch.full((50, 64), -90.0), 3.0),
+    ),
+    "hidden by one of great size": (far_below() + torch.tensor([100.0] * 999 + [0.0]), far_below()),
+    "the end of a loop": (torch.cat([gradient()[:-1], torch.zeros(1, 100)]), gradient()),
+    "a gradient by a hundredth": (gradient() * 1.01, gradient()),
+    "no number": (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0])),
+    "another infinity": (torch.tensor([1.0, torch.inf]), torch.tensor([1.0, -torch.inf])),
+    "a whole number": (torch.tensor([1, 2]), torch.tensor([1, 3])),
+    "fewer axes": (torch.zeros(1), torch.zeros(5)),
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), WRONGS.values(), ids=WRONGS)
+def test_what_is_wrong_is_found(found, expected):
+    assert differing([found], [expected], LIMIT)
+    assert differing([torch.tensor(-90.0), found], [torch.tensor(-90.0), expected], LIMIT)
+
+
+ALIKE = {
+    "rounding": (noisy(gradient(), 1e-7), gradient()),
+    "zero but for rounding, beside others": (noisy(torch.zeros(5), 1e-7), torch.zeros(5)),
+    "infinities and no numbers": 2 * (torch.tensor([1.0, torch.nan, torch.inf, -torch.inf]),),
+    "nothing": (torch.zeros(0), torch.zeros(0)),
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), ALIKE.values(), ids=ALIKE)
+def test_what_rounding_does_is_not(found, expected):
+    assert not differing([found, gradient()], [expected, gradient()], LIMIT)
+
+
+class Average(torch.nn.Module):
+    """A layer that keeps a running mean where torch has no name for it: in a frozen parameter, or under two names."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.kind = torch.nn.Linear(2, 1), kind
+        self.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.register_buffer("old", torch.zeros(1))
+        self.register_buffer("new", torch.ones(1))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x):
+        y = self.net(x).detach()
+        if self.kind == "frozen":
+            with torch.no_grad():
+                self.frozen.mul_(0.9).add_(0.1)
+        elif self.kind == "aliased":
+            self.old = self.new
+        else:
+            self.steps += 1
+        return y + self.frozen + self.old
+
+
+@pytest.mark.parametrize("kind", ["frozen", "aliased", "counted"])
+def test_what_programs_write_is_as_after_one_run(kind, uncompiled):
+    x, eager, captured = (torch.ones(3, 2),), Average(kind), Average(kind)
+    captured.load_state_dict(eager.state_dict())
+    function = graph_of(captured)
+    assert torch.equal(function(x), eager(x[0]).sum())
+    assert function.count == 1
+    for name, tensor in eager.state_dict().items():
+        assert torch.equal(captured.state_dict()[name], tensor), name
+
+
+def test_a_counter_that_a_graph_gets_wrong_is_found(monkeypatch):
+    def spoil(outputs, inputs):
+        next(t for t in inputs if not t.is_floating_point()).add_(100)
+        return outputs
+
+    faulty(monkeypatch, spoil)
+    net = Average("counted")
+    with pytest.warns(UserWarning, match="has other whole numbers"):
+        graph_of(net)((torch.ones(3, 2),))
+    assert net.steps == 1
+
+
+def test_what_only_a_graph_can_do_is_done_and_told(uncompiled, monkeypatch):
+    net = torch.nn.Linear(2, 1)
+    function, x = graph_of(net), (torch.ones(3, 2),)
+    function._graph(x)  # made
+    monkeypatch.setattr(function, "function", lambda tensors, batch: torch.zeros(1).expand(2, 3).view(7))
+    with pytest.warns(UserWarning, match="a graph is not held to an eager run, which failed: RuntimeError"):
+        assert torch.equal(function(x), net(x[0]).sum())
+
+
+def test_batches_of_which_nothing_is_finite_tell_nothing(uncompiled):
+    net = torch.nn.Linear(2, 1)
+    function, x = graph_of(net), torch.ones(3, 2)
+    function((x * torch.nan,))
+    assert [graph.held for graphs in function.graphs.values() for graph in graphs] == [set()]
+    function((x,))
+    assert [graph.held for graphs in function.graphs.values() for graph in graphs] == [{3}]
+    assert fault(lambda batch: batch[0], lambda batch: batch[0], Programs(net, net), (x * torch.nan,)) is None
+
+
+def test_a_run_that_goes_on_elsewhere_knows_what_was_found(monkeypatch):
+    net, x = torch.nn.Linear(2, 1), (torch.ones(3, 2),)
+    monkeypatch.setattr(compiling, "lower", lambda graph: None)
+    right, again = graph_of(net), graph_of(net)
+    right(x)
+    again.load_state_dict(right.state_dict())
+    monkeypatch.setattr(compiling, "fault", None)  # not asked again
+    assert torch.equal(again(x), right(x))
+    monkeypatch.undo()
+    faulty(monkeypatch, lambda outputs, inputs: [output + 1 for output in outputs])
+    wrong, again = graph_of(net), graph_of(net)
+    for begin in (lambda: wrong(x), lambda: again.load_state_dict(wrong.state_dict())):
+        with pytest.warns(UserWarning, match=WRONG):
+            begin()
+    assert again(x) == net(x[0]).sum()
+    assert again.count == 0
