@@ -3,10 +3,13 @@
 import pairs
 import pytest
 import torch
+from capturing import step_on
 
 import ppl_vae as pv
 from ppl_vae import compiling
 from ppl_vae.compiling import Compiled
+from ppl_vae.guides.normal import Normal
+from ppl_vae.models.vae import VAE
 from ppl_vae.programs import Programs
 from ppl_vae.verifying import APART, POWER, TRIALS, differing, fault
 
@@ -255,3 +258,34 @@ def test_a_run_that_goes_on_elsewhere_knows_what_was_found(monkeypatch):
             begin()
     assert again(x) == net(x[0]).sum()
     assert again.count == 0
+
+
+class Averaging(VAE):
+    """A model that keeps an average in a frozen parameter."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.average = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(0.1)
+        return super().forward(x)
+
+
+LOOKS = {
+    "check": lambda step, x: pv.check(step.model, step.guide, x),
+    "bound": lambda step, x: step.bound(x),
+    "evaluate": lambda step, x: pv.evaluate(step.model, step.guide, x, particles=3, progress=False),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_only_looks_leaves_frozen_parameters(look):
+    sizes, x = {"x_dim": 6, "z_dim": 2, "hidden": (8,)}, torch.ones(4, 6)
+    step = step_on(Averaging(**sizes), Normal(**sizes), x)
+    before = step.model.average.item()
+    LOOKS[look](step, x)
+    assert step.model.average.item() == before
+    step(x)
+    assert step.model.average.item() != before
