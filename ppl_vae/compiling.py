@@ -87,7 +87,8 @@ class Compiled:
         self._runs: Counter = Counter()
         self._earlier: Mapping[str, Any] | None = None
         self._kind: Any = None
-        self._misses, self._wrong = 0, ""
+        self._misses = 0
+        self._wrong = ""
         self._last: tuple[Any, Any] = (None, None)
 
     def __call__(self, batch: Batch) -> Any:
